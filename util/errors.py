@@ -1,0 +1,9 @@
+"""The one exception class for mistakes that a user can mend."""
+
+
+class UserError(ValueError):
+    """A mistake in a user's input: a setting, a path, a file.
+
+    The message says what is wrong, where, and how to mend it, in one line (two or three when there is more than one
+    remedy). The command prints it on stderr without a traceback and exits with status 2.
+    """
