@@ -97,6 +97,18 @@ def instantiate_from_config(config: Mapping[str, Any] | str) -> Any:
         raise
 
 
+def reject_unknown(factory: type, leftover: Mapping[str, Any]) -> None:
+    """For a constructor that is also called directly with a published file's parameters: ``leftover`` may hold only
+    what training read.
+
+    Raises:
+        UserError: any other keyword.
+    """
+    for key in leftover:
+        if key not in TRAINING_KEYS:
+            raise unknown(f"parameter of {factory.__name__}", str(key), _keyword_names(factory))
+
+
 def _resolve(target: Any) -> type:
     if target not in TARGETS:
         raise unknown("target in a model configuration", str(target)[:80], TARGETS)
