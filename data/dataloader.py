@@ -1,0 +1,124 @@
+"""Datasets of pictures behind a registry, and their loader."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from data.pictures import check_picture, find_pictures, read_picture
+from util.errors import UserError
+from util.registry import Registry
+
+DATASETS = Registry("dataset")
+register_dataset = DATASETS.register
+
+MAX_NAMED = 10  # unreadable pictures that one error names
+
+
+class Item(NamedTuple):
+    """One picture: ``image`` is a float32 tensor (3, H, W) in [-1, 1], or what the dataset's ``transforms`` gave."""
+
+    name: str
+    path: Path
+    image: Any
+
+
+class Batch(NamedTuple):
+    """Pictures of one size: ``images`` is (B, 3, H, W) in [-1, 1]."""
+
+    names: list[str]
+    paths: list[Path]
+    images: torch.Tensor
+
+
+def get_dataset(
+    name: str, root: str | Path, transforms: Callable[[Image.Image], Any] | None = None, **kwargs: Any
+) -> Dataset:
+    """Build the dataset registered under ``name`` over the pictures in ``root``.
+
+    Args:
+        transforms: takes an RGB PIL picture and returns what ``Item.image`` holds; None gives a tensor in [-1, 1].
+        kwargs: further keywords of that dataset, such as ``size``, ``resize`` and ``limit`` of `PictureFolder`.
+
+    Raises:
+        UserError: an unknown name or keyword, or whatever is wrong with ``root``.
+    """
+    return DATASETS.build(name, root=root, transforms=transforms, **kwargs)
+
+
+def get_dataloader(dataset: Dataset, batch_size: int, num_workers: int, train: bool) -> DataLoader:
+    """Return a loader of `Batch`; for training it shuffles and drops the last, incomplete batch.
+
+    The pictures of a batch must have one size (give the dataset a ``size``), and be tensors.
+    """
+    return DataLoader(dataset, batch_size, shuffle=train, num_workers=num_workers, drop_last=train, collate_fn=_collate)
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    """Return an 8-bit RGB picture as a float32 tensor (3, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    # The published two steps, ToTensor and Normalize(0.5, 0.5), for equal rounding.
+    return pixels.float().div(255).sub(0.5).div(0.5)
+
+
+@register_dataset(name="ffhq")
+@register_dataset(name="celeb")
+class PictureFolder(Dataset):
+    """Every picture below a folder (or a single picture), sorted, one `Item` each.
+
+    Args:
+        root: a folder, searched with its subfolders, or a picture.
+        transforms: takes an RGB PIL picture and returns what ``Item.image`` holds; None gives a tensor in [-1, 1].
+        size: height and width of every picture, or one number for both; None takes pictures of any size.
+        resize: what to do with a picture of another size: ``error``, ``center_crop`` or ``resize``.
+        limit: take only the first so many pictures. Names are given before, so they do not depend on it.
+
+    Raises:
+        UserError: as `find_pictures`; indexing and `check` raise it for a picture that is unreadable or does not fit.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        transforms: Callable[[Image.Image], Any] | None = None,
+        size: int | tuple[int, int] | None = None,
+        resize: str = "error",
+        limit: int | None = None,
+    ) -> None:
+        self.pictures = find_pictures(root)[:limit]
+        self.transforms = transforms or to_tensor
+        self.size = (size, size) if isinstance(size, int) else size
+        self.resize = resize
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Item:
+        name, path = self.pictures[index]
+        return Item(name, path, self.transforms(read_picture(path, self.size, self.resize)))
+
+    def check(self) -> None:
+        """Check every picture's header, decoding nothing.
+
+        Raises:
+            UserError: naming the pictures that cannot be used, one a line.
+        """
+        problems = []
+        for _, path in self.pictures:
+            try:
+                check_picture(path, self.size, self.resize)
+            except UserError as error:
+                problems.append(str(error))
+        if len(problems) > MAX_NAMED:
+            problems[MAX_NAMED:] = [f"and {len(problems) - MAX_NAMED} more pictures"]
+        if problems:
+            raise UserError("\n".join(problems))
+
+
+def _collate(items: list[Item]) -> Batch:
+    names, paths, images = zip(*items, strict=True)
+    return Batch(list(names), list(paths), torch.stack(images))

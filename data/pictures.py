@@ -1,0 +1,210 @@
+"""Picture files on disk: finding and naming them, checking their headers, reading them as 8-bit RGB. Imports no torch."""
+
+import hashlib
+import os
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from util.errors import UserError
+from util.registry import unknown
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # what is opened, whatever a file's suffix says
+RESIZE_METHODS = ("error", "center_crop", "resize")
+MIN_SIDE = 8  # pixels; below it a picture has not even one cell of an f = 8 latent
+MAX_NAME_BYTES = 200  # of the usual limit of 255, so that endings such as `_s0.safetensors` still fit
+
+
+class Picture(NamedTuple):
+    """A picture file and the name under which its results are written (no suffix, no folder)."""
+
+    name: str
+    path: Path
+
+
+def find_pictures(root: str | Path) -> list[Picture]:
+    """List the pictures below a folder, or the one picture that ``root`` is, sorted by relative path.
+
+    Subfolders are searched; links are followed, and a folder that is reached twice (a loop of links) is listed once.
+    Hidden files and folders are left out. A link that leads nowhere is listed: reading it says so.
+
+    Raises:
+        UserError: ``root`` does not exist, a folder cannot be read, or there is no picture.
+    """
+    root = Path(root)
+    if os.path.isfile(root):
+        return [Picture(picture_names([Path(root.name)])[0], root)]
+    if not os.path.isdir(root):
+        raise UserError(f"{str(root)!r}: no such file or folder of pictures")
+    paths = sorted(_walk(root), key=lambda path: path.as_posix())
+    if not paths:
+        raise UserError(f"{str(root)!r}: no pictures in this folder (looked for {' '.join(SUFFIXES)})")
+    return [Picture(name, root / path) for name, path in zip(picture_names(paths), paths, strict=True)]
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield the paths, relative to ``root``, of all files that look like pictures."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{str(error.filename)!r}: cannot read this folder: {error.strerror}") from None
+
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in files:
+            path = Path(folder, name)
+            is_special = os.path.exists(path) and not os.path.isfile(path)  # a pipe would block its reader for ever
+            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and not is_special:
+                yield path.relative_to(root)
+
+
+def picture_names(paths: list[Path]) -> list[str]:
+    """Give each of the relative ``paths`` a name of its own, fit for a file name.
+
+    The name is the stem, after the names of its folders (``a/b.png`` is ``a_b``). Names that clash keep their suffix
+    (``b.png`` and ``b.jpg`` are ``b_png`` and ``b_jpg``); should that clash too, or be too long for a file system, a
+    hash of the path is added. Control characters become ``_``. A name never depends on the order of the files.
+    """
+    names = [_printable("_".join((*path.parent.parts, path.stem))) for path in paths]
+    names = [
+        f"{name}_{path.suffix[1:]}" if clash else name
+        for name, path, clash in zip(names, paths, _clashes(names), strict=True)
+    ]
+    return [
+        _with_hash(name, path) if clash or len(name.encode()) > MAX_NAME_BYTES else name
+        for name, path, clash in zip(names, paths, _clashes(names), strict=True)
+    ]
+
+
+def _clashes(names: list[str]) -> list[bool]:
+    count = Counter(names)
+    return [count[name] > 1 for name in names]
+
+
+def _printable(text: str) -> str:
+    """Replace control characters, line separators and undecodable bytes (lone surrogates) by underscores."""
+    return "".join("_" if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
+
+
+def _with_hash(name: str, path: Path) -> str:
+    digest = hashlib.sha256(os.fsencode(path.as_posix())).hexdigest()[:8]
+    return f"{name.encode()[: MAX_NAME_BYTES - 9].decode(errors='ignore')}_{digest}"
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Return a picture's (height, width) as displayed (EXIF orientation applied), from its header, without decoding.
+
+    Raises:
+        UserError: the file is missing, no picture of a known format, declares more pixels than Pillow deems safe
+            (``PIL.Image.MAX_IMAGE_PIXELS``), or fewer than ``MIN_SIDE`` a side.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        # Pillow rotates TIFF sizes itself; for a PNG without EXIF in its header, asking would decode the whole picture.
+        ask = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        if ask and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+            width, height = height, width
+    if min(height, width) < MIN_SIDE:
+        raise UserError(f"{str(path)!r}: {width}x{height} pixels are too few; {MIN_SIDE}x{MIN_SIDE} is the least")
+    return height, width
+
+
+def check_picture(path: str | Path, size: tuple[int, int] | None = None, resize: str = "error") -> None:
+    """Check from the header alone that a picture can be read and fits.
+
+    Args:
+        size: (height, width) that is wanted; None takes any.
+        resize: one of ``RESIZE_METHODS``; with ``"error"`` the picture must have that size already.
+
+    Raises:
+        UserError: as ``read_size``; the picture has another size; ``resize`` is none of the methods.
+    """
+    if resize not in RESIZE_METHODS:
+        raise unknown("resize method", resize, RESIZE_METHODS)
+    height, width = read_size(path)
+    if size is not None and resize == "error" and (height, width) != size:
+        raise UserError(
+            f"{str(path)!r} is {width}x{height} (width x height) where {size[1]}x{size[0]} is needed: "
+            "bring it to that size, or pass --resize center_crop or --resize resize"
+        )
+
+
+def read_picture(path: str | Path, size: tuple[int, int] | None = None, resize: str = "error") -> Image.Image:
+    """Read a picture as 8-bit RGB, upright, with ``size`` (height, width) when one is given.
+
+    Grey and palette pictures become RGB, transparency is laid over white, 16 bits are scaled to 8, the EXIF
+    orientation is applied, and of an animation the first frame is taken. ``center_crop`` scales the picture until it
+    covers ``size`` and cuts what sticks out; ``resize`` stretches it. Both are bicubic with antialiasing.
+
+    Raises:
+        UserError: as ``check_picture``, and when the pixels cannot be decoded (a truncated file, say).
+    """
+    check_picture(path, size, resize)
+    with _opened(path) as image:
+        is_png = image.format == "PNG"
+        image = _to_rgb(ImageOps.exif_transpose(image), is_png)
+    if size is None or image.size == size[::-1]:
+        return image
+    if resize == "error":  # an orientation that only decoding reveals
+        raise UserError(f"{str(path)!r} is {image.width}x{image.height} upright where {size[1]}x{size[0]} is needed")
+    if resize == "center_crop":
+        return ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+    return image.resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open a picture, turning whatever its bytes make Pillow raise, inside the ``with`` block too, into UserError."""
+    shown = repr(str(path))
+    if not os.path.isfile(path):
+        raise UserError(f"{shown}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
+    except (UserError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = Image.MAX_IMAGE_PIXELS
+        raise UserError(f"{shown}: declares more than {limit} pixels; scale it down first") from None
+    except UnidentifiedImageError:
+        what = "not a picture of a known format" if os.path.getsize(path) else "an empty file"
+        raise UserError(f"{shown}: {what} ({', '.join(FORMATS)} can be read)") from None
+    except Exception as error:  # a decoder that meets damaged bytes may raise anything
+        raise UserError(f"{shown}: cannot read this picture: {error or type(error).__name__}") from error
+
+
+def _to_rgb(image: Image.Image, is_png: bool) -> Image.Image:
+    """Convert a decoded picture of any mode to 8-bit RGB."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):  # Pillow before 11 reads 16-bit PNG as "I"
+        image = _sixteen_to_eight_bits(image)
+    elif image.mode in ("I", "F"):
+        raise ValueError("32 bits a value have no agreed range; save it with 8 or 16 bits")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits (65535 to 255); Pillow's own conversion would clip all above 255 to white."""
+    values = np.asarray(image).astype(np.float64)
+    grey = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if "transparency" in image.info:  # one 16-bit grey value that stands for transparent
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
