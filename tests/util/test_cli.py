@@ -1,0 +1,106 @@
+"""The argument parser: published defaults, mistakes in one line, and a quick start."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from util.cli import exit_status, parse_args
+from util.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_defaults_are_the_published_ones():
+    args = parse_args([])
+    assert str(args.ldm_config) == "configs/latent-diffusion/ffhq-ldm-vq-4.yaml"
+    assert str(args.diffusion_config) == "models/ldm/model.ckpt"
+    assert str(args.task_config) == "configs/tasks/gaussian_deblur_config.yaml"
+    assert args.save_dir == Path("./results")
+    assert (args.n_samples_per_class, args.gpu, args.model_config, args.seed) == (1, 0, None, 0)
+
+
+def test_steps_eta_and_scale_are_none_until_given_so_that_a_preset_may_set_them():
+    args = parse_args([])
+    assert (args.ddim_steps, args.ddim_eta, args.ddim_scale) == (None, None, None)
+    args = parse_args(["--ddim_steps", "20", "--ddim_eta=0.5", "--ddim_scale", "3"])
+    assert (args.ddim_steps, args.ddim_eta, args.ddim_scale) == (20, 0.5, 3.0)
+
+
+def test_words_may_stand_between_arguments():
+    args = parse_args(["a.b=1", "--seed", "3", "c=x=y", "--quiet", "d=-1"])
+    assert args.settings == [("a.b", "1"), ("c", "x=y"), ("d", "-1")]
+    assert (args.seed, args.quiet) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--ddim_step", "5"], "did you mean '--ddim_steps'"),
+        (["--presett=demo"], "did you mean '--preset'"),
+        (["--seed", "x"], "--seed: expected a whole number, 0 or more, got 'x'"),
+        (["--seed", "-1"], "--seed"),
+        (["--limit", "0"], "--limit: expected a whole number, 1 or more"),
+        (["--n_samples_per_class", "1.5"], "--n_samples_per_class"),
+        (["--ddim_steps", "many"], "--ddim_steps"),
+        (["--device", "tpu"], "'cuda'"),
+        (["--resize", "stretch"], "center_crop"),
+        (["--verbose", "--quiet"], "--quiet"),
+        (["--data"], "--data"),
+        (["faces"], "key=value"),
+        (["=3"], "key=value"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(words, told, capsys):
+    def command(args):
+        raise AssertionError("must not run")
+
+    assert exit_status(command, words) == 2
+    out, err = capsys.readouterr()
+    assert told in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_exit_status_of_the_ways_to_end(capsys):
+    def stop(error):
+        def command(args):
+            raise error
+
+        return command
+
+    assert exit_status(lambda args: None, []) == 0
+    assert exit_status(stop(UserError("no such thing")), []) == 2
+    assert capsys.readouterr().err == "error: no such thing\n"
+    assert exit_status(stop(KeyboardInterrupt()), []) == 130
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError):  # a defect of the program keeps its traceback
+        exit_status(stop(ZeroDivisionError()), [])
+
+
+def test_debug_shows_the_traceback(capsys):
+    def command(args):
+        raise UserError("no such thing")
+
+    assert exit_status(command, ["--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_shows_defaults_and_runnable_examples(capsys):
+    assert exit_status(lambda args: None, ["--help"]) == 0
+    out = capsys.readouterr().out
+    for text in ("500", "configs/tasks/gaussian_deblur_config.yaml", "examples:", "--preset demo", "./results"):
+        assert text in out
+    commands = out.partition("examples:")[2].replace("\\\n", " ").splitlines()
+    commands = [line.split() for line in commands if line.strip().startswith("python")]
+    assert len(commands) == 3
+    for command in commands:
+        parse_args(command[2:])
+
+
+def test_the_parser_needs_nothing_heavy():
+    code = "import sys, util.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "numpy", "omegaconf", "yaml", "PIL", "tqdm"} & set(loaded.stdout.split())

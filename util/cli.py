@@ -1,0 +1,214 @@
+"""The command's arguments and its exit status.
+
+Nothing heavy is imported here (no torch, NumPy or OmegaConf), so that `--help` and a mistyped argument answer at once.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from util.errors import UserError
+from util.registry import unknown
+
+DESCRIPTION = """\
+Restore images with a latent diffusion model: degrade each picture as the task says (or read a measurement back),
+sample a latent that explains it, and write what came out."""
+
+EXAMPLES = """\
+settings:
+  defaults (those of the published code) < task file < preset < key=value words and arguments given here.
+  A word names a setting by its dotted path, as in  measurement.noise.sigma=0.05  conditioning.resample.interval=20
+
+examples:
+  # the demo model, on the faces that come with the project
+  python sample_condition.py --ldm_config configs/latent-diffusion/demo-ldm-vq-4.yaml \\
+      --diffusion_config models/demo/model.safetensors --task_config configs/tasks/demo/inpainting.yaml \\
+      --preset demo --limit 2 --save_dir results/inpainting
+
+  # the published model and task (fetch the weights first: bash scripts/download_models.sh)
+  python sample_condition.py --task_config configs/tasks/super_resolution_config.yaml --data data/samples
+
+  # what would be done, and what it would cost; nothing is written and no weights are needed
+  python sample_condition.py --task_config configs/tasks/motion_deblur_config.yaml --preset paper --dry_run
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are UserErrors: one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the arguments)")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Return an argument type: a whole number, `least` or more."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text!r}")
+        return value
+
+    return convert
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `sample_condition.py`. Arguments that a task or preset may also set default to None."""
+    parser = _Parser(
+        prog="sample_condition.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_inputs(parser.add_argument_group("what to restore"))
+    _add_model(parser.add_argument_group("model"))
+    _add_solver(parser.add_argument_group("solver"))
+    _add_run(parser.add_argument_group("run"))
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting, by its dotted path")
+    return parser
+
+
+def _add_inputs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--task_config",
+        type=Path,
+        default=Path("configs/tasks/gaussian_deblur_config.yaml"),
+        help="what is to be solved: operator, noise, data (default: %(default)s)",
+    )
+    group.add_argument("--data", metavar="DIR|FILE", help="pictures to restore, instead of the task's data.root")
+    group.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N pictures")
+    group.add_argument(
+        "--resize",
+        choices=["error", "center_crop", "resize"],
+        default="error",
+        help="what to do with a picture whose size does not fit the model (default: %(default)s)",
+    )
+    group.add_argument(
+        "--measurement",
+        type=Path,
+        metavar="DIR",
+        help="an earlier run's label/ folder: restore exactly the measurements saved there instead of drawing new ones",
+    )
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--ldm_config",
+        type=Path,
+        default=Path("configs/latent-diffusion/ffhq-ldm-vq-4.yaml"),
+        help="the model's architecture (default: %(default)s)",
+    )
+    group.add_argument(
+        "--diffusion_config",
+        type=Path,
+        default=Path("models/ldm/model.ckpt"),
+        help="its weights: .ckpt, .pt, .pth or .safetensors (default: %(default)s)",
+    )
+    group.add_argument("--model_config", help="accepted as in the published code, and as there not used")
+    group.add_argument(
+        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--gpu", type=whole_number(0), default=0, metavar="N", help="which card, where the device is one (default: 0)"
+    )
+
+
+def _add_solver(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--preset", metavar="NAME|FILE", help="solver settings: a name in configs/presets, or a YAML file"
+    )
+    group.add_argument(
+        "--ddim_steps", type=int, metavar="S", help="sampling steps, 1 to 1000 (default: 500, or the preset's)"
+    )
+    group.add_argument(
+        "--ddim_eta",
+        type=float,
+        metavar="ETA",
+        help="noise in each step: 0 deterministic, 1 ancestral (default: 0.0, or the preset's)",
+    )
+    group.add_argument(
+        "--ddim_scale",
+        type=float,
+        metavar="SCALE",
+        help="classifier-free guidance, for class-conditional models; 1 is none (default: 1.0, or the preset's)",
+    )
+    group.add_argument(
+        "--n_samples_per_class",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="restorations of each measurement (default: %(default)s)",
+    )
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--save_dir", type=Path, default=Path("./results"), help="where results go (default: ./results)")
+    group.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="N", help="of everything random (default: %(default)s)"
+    )
+    group.add_argument("--dry_run", action="store_true", help="show settings, inputs and cost; write nothing")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument("--verbose", action="store_true", help="say more")
+    loudness.add_argument("--quiet", action="store_true", help="only warnings and the table")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: the words after the program's name; None reads `sys.argv`.
+
+    Returns:
+        The arguments; `settings` holds the key=value words as (key, value text) pairs, in their order.
+
+    Raises:
+        UserError: an unknown argument (the nearest known one is offered), or a value of the wrong type or range.
+        SystemExit: `--help`.
+    """
+    parser = build_parser()
+    args, extra = parser.parse_known_intermixed_args(argv)
+    if extra:
+        raise unknown("argument", extra[0].partition("=")[0], _option_names(parser))
+    args.settings = [_split_word(word) for word in args.settings]
+    return args
+
+
+def _option_names(parser: argparse.ArgumentParser) -> list[str]:
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+
+
+def _split_word(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not (key and equals):
+        raise UserError(f"{word!r} is neither an argument nor a setting: a setting reads key=value")
+    return key, value
+
+
+def exit_status(command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command on its arguments and say how it went.
+
+    Returns:
+        0 for success (`--help` included); 2 after a user's mistake, which is told in one line on stderr (`--debug` adds
+        the traceback); 130 after Ctrl-C. Any other exception is a defect of the program and passes through.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        command(parse_args(words))
+    except UserError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    return 0

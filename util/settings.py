@@ -1,0 +1,148 @@
+"""The settings of a run: their defaults, and how task file, preset and command line are laid over them."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from util.errors import UserError
+from util.registry import unknown
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs" / "presets"
+
+
+@dataclass
+class ConditioningSettings:
+    """How the measurement steers the sampler.
+
+    Attributes:
+        main_sampler: the posterior sampler's registered name.
+        method: the soft step's registered name.
+        params: the soft step's keywords.
+        resample: the solver's settings; empty means the reference's (see `ResampleSettings`).
+    """
+
+    main_sampler: str = "resample"
+    method: str = "ps"
+    params: dict[str, Any] = field(default_factory=dict)
+    resample: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataSettings:
+    """Which pictures: the data set's registered name, and the folder or file."""
+
+    name: str = "ffhq"
+    root: str = "./data/samples/"
+
+
+@dataclass
+class MeasurementSettings:
+    """How pictures are degraded: `name` and keywords of the operator and of the noise, options of a mask."""
+
+    operator: dict[str, Any] = field(default_factory=dict)
+    noise: dict[str, Any] = field(default_factory=lambda: {"name": "clean"})
+    mask_opt: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Settings:
+    """Everything that decides a result besides the model, the picture and the seed. The defaults are the reference's.
+
+    Attributes:
+        ddim_steps: sampling steps S, at least 1.
+        ddim_eta: share of ancestral noise in a DDIM step, in [0, 1].
+        ddim_scale: scale of classifier-free guidance; 1 is none.
+        class_label: the class that a class-conditional model is asked for.
+    """
+
+    conditioning: ConditioningSettings = field(default_factory=ConditioningSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    measurement: MeasurementSettings = field(default_factory=MeasurementSettings)
+    ddim_steps: int = 500
+    ddim_eta: float = 0.0
+    ddim_scale: float = 1.0
+    class_label: int | None = None
+
+
+def resolve(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
+    """Lay mappings over the defaults, later ones over earlier ones, and check the outcome's ranges.
+
+    Args:
+        layers: (where it comes from, nested mapping) pairs; the first word of each pair is for error messages.
+
+    Raises:
+        UserError: an unknown key (the nearest known one is offered), a value of the wrong type or out of range.
+    """
+    merged = OmegaConf.structured(Settings)
+    for source, layer in layers:
+        if not isinstance(layer, Mapping):
+            raise UserError(f"{source}: expected a mapping of settings, got {type(layer).__name__}")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+            OmegaConf.to_container(merged, resolve=True)  # a dangling ${...} shows up only here
+        except ConfigKeyError as error:
+            raise UserError(f"{source}: {_unknown_key(error)}") from error
+        except OmegaConfBaseException as error:
+            raise UserError(f"{source}: {_first_line(error)}") from error
+    settings = OmegaConf.to_object(merged)
+    _check_ranges(settings)
+    return settings
+
+
+def _unknown_key(error: ConfigKeyError) -> UserError:
+    known = [f.name for f in fields(error.object_type)]
+    parent = str(error.full_key).rpartition(".")[0]
+    return unknown(f"setting of {parent}" if parent else "setting", str(error.key), known)
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    key = f"{error.full_key}: " if error.full_key else ""
+    return key + str(error).partition("\n")[0]
+
+
+def _check_ranges(settings: Settings) -> None:
+    for name in ("operator", "noise"):
+        part = getattr(settings.measurement, name)
+        if not isinstance(part.get("name"), str):
+            raise UserError(f"the task has no measurement.{name}.name: expected the {name}'s name")
+    if settings.ddim_steps < 1:
+        raise UserError(f"ddim_steps: expected a whole number, 1 or more, got {settings.ddim_steps}")
+    if not 0 <= settings.ddim_eta <= 1:
+        raise UserError(f"ddim_eta: expected a number from 0 to 1, got {settings.ddim_eta}")
+    if not math.isfinite(settings.ddim_scale):
+        raise UserError(f"ddim_scale: expected a finite number, got {settings.ddim_scale}")
+
+
+def from_words(words: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Turn (dotted key, YAML text of the value) pairs into a nested mapping.
+
+    Raises:
+        UserError: the value is not plain YAML.
+    """
+    merged = OmegaConf.create({})
+    for key, text in words:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([f"{key}={text}"]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{key}={text}: the value is not plain YAML") from error
+    return OmegaConf.to_container(merged)
+
+
+def find_preset(name: str) -> Path:
+    """Return the file of a preset, given by its name in `configs/presets` or by its own path.
+
+    Raises:
+        UserError: neither.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("preset", name, [p.stem for p in PRESETS.glob("*.yaml")])
+    return path
