@@ -91,7 +91,7 @@ class PictureFolder(Dataset):
     ) -> None:
         self.pictures = find_pictures(root)[:limit]
         self.transforms = transforms or to_tensor
-        self.size = (size, size) if isinstance(size, int) else size
+        self.size = (size, size) if isinstance(size, int) else size and tuple(size)
         self.resize = resize
 
     def __len__(self) -> int:

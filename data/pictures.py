@@ -1,4 +1,4 @@
-"""Picture files on disk: finding and naming them, checking their headers, reading them as 8-bit RGB. Imports no torch."""
+"""Picture files on disk: finding, naming and checking them, reading them as 8-bit RGB. Imports no torch."""
 
 import hashlib
 import os

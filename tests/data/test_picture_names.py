@@ -1,0 +1,123 @@
+"""Which files count as pictures, in which order, and what they are called."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.pictures import MAX_NAME_BYTES, find_pictures, picture_names, read_size
+from util.errors import UserError
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def names_in(root):
+    return [name for name, _ in find_pictures(root)]
+
+
+def test_sorted_with_subfolders_in_the_name(tmp_path):
+    touch(tmp_path, "b.png", "a.jpg", "sub/c.webp", "sub/deep/a.bmp", "notes.txt", "README.md", "z.TIF")
+    found = find_pictures(tmp_path)
+    assert [name for name, _ in found] == ["a", "b", "sub_c", "sub_deep_a", "z"]
+    assert found[3].path == tmp_path / "sub" / "deep" / "a.bmp"
+
+
+def test_clashing_stems_keep_their_extension(tmp_path):
+    touch(tmp_path, "a.png", "a.jpg", "b.png", "sub/a.png")
+    assert names_in(tmp_path) == ["a_jpg", "a_png", "b", "sub_a"]
+
+
+def test_a_name_does_not_depend_on_the_order_of_files():
+    paths = [Path(p) for p in ("a.png", "a.jpg", "a_jpg.png", "s/a.png", "s_a.png", "c.d.png")]
+    forward = dict(zip(paths, picture_names(paths), strict=True))
+    backward = dict(zip(paths[::-1], picture_names(paths[::-1]), strict=True))
+    assert forward == backward
+    assert len(set(forward.values())) == len(paths)
+    assert forward[Path("a.png")] == "a_png"
+    assert forward[Path("c.d.png")] == "c.d"
+
+
+PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=90).filter(
+    lambda part: part not in (".", "..")
+)
+
+
+@given(st.lists(st.lists(PART, min_size=1, max_size=4).map("/".join), min_size=1, max_size=8, unique=True))
+def test_names_are_one_each_and_fit_a_file_system(paths):
+    paths = list({Path(path + ".png") for path in paths})
+    names = picture_names(paths)
+    assert len(set(names)) == len(paths)
+    for name in names:
+        assert name
+        assert len(name.encode()) <= MAX_NAME_BYTES
+        assert not set("/\0\n\r") & set(name)
+
+
+def test_odd_names(tmp_path):
+    touch(tmp_path, "-rf.png", "two words.png", "né 猫 🙂.png", "line\nbreak.png")
+    os.close(os.open(os.fsencode(tmp_path) + b"/bad\xff.png", os.O_CREAT | os.O_WRONLY))
+    assert sorted(names_in(tmp_path)) == sorted(["-rf", "two words", "né 猫 🙂", "line_break", "bad_"])
+
+
+def test_an_error_stays_on_one_line_whatever_the_name(tmp_path):
+    touch(tmp_path, "line\nbreak.png")
+    with pytest.raises(UserError) as error:
+        read_size(tmp_path / "line\nbreak.png")
+    assert "\n" not in str(error.value)
+
+
+def test_hidden_files_are_left_out(tmp_path):
+    touch(tmp_path, "a.png", "._a.png", ".cache/b.png")
+    assert names_in(tmp_path) == ["a"]
+
+
+def test_loops_of_links_do_not_hang(tmp_path):
+    touch(tmp_path, "a/p.png", "b/q.png")
+    for link, target in (("a/loop", "."), ("a/to_b", "../b"), ("b/to_a", "../a"), ("b/up", "..")):
+        (tmp_path / link).symlink_to(target, target_is_directory=True)
+    (tmp_path / "self.png").symlink_to("self.png")
+    found = find_pictures(tmp_path)
+    real = sorted(os.path.basename(path) for _, path in found)
+    assert real == ["p.png", "q.png", "self.png"], "each file once"
+    with pytest.raises(UserError, match="self.png"):
+        read_size(tmp_path / "self.png")
+    with pytest.raises(UserError, match="self.png"):
+        find_pictures(tmp_path / "self.png")
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path):
+    touch(tmp_path, "elsewhere/p.png")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "set").symlink_to(tmp_path / "elsewhere")
+    assert names_in(tmp_path / "here") == ["set_p"]
+
+
+def test_a_single_file(tmp_path):
+    touch(tmp_path, "sub/a.png", "sub/b.png")
+    assert find_pictures(tmp_path / "sub" / "a.png") == [("a", tmp_path / "sub" / "a.png")]
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere'.*no such"):
+        find_pictures(tmp_path / "nowhere")
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(UserError, match=r"no pictures.*\.png"):
+        find_pictures(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_closed_subfolder_is_named(tmp_path):
+    touch(tmp_path, "a.png", "closed/b.png")
+    (tmp_path / "closed").chmod(0)
+    try:
+        with pytest.raises(UserError, match="closed"):
+            find_pictures(tmp_path)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
