@@ -1,0 +1,164 @@
+"""ReSample: latent diffusion with hard data consistency (Song et al., ICLR 2024).
+
+A run is DDIM steps, each with a gradient step towards the measurement (`dps.soft_step`). At every ``interval``-th
+index past the plain part of the run, hard consistency: look ahead a few steps for a clean latent, fit it to the
+measurement, and map it back to the run's noise level by stochastic resampling.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.dps import soft_step
+from ldm.models.diffusion.optimise import Minimum, StopRule, mean_squared_residual, minimise
+from ldm.models.diffusion.posterior import InverseProblem, Watch, register_sampler
+from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior
+from ldm.models.diffusion.resample_settings import NOISE_FLOOR, LatentSettings, PixelSettings, ResampleSettings
+from util.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+# A measurement without noise has a floor of 0, which no optimisation reaches: the reference's threshold then.
+NOISELESS_THRESHOLD = 1e-6
+
+IterationCallback = Callable[[int, Tensor], None]
+
+
+@register_sampler(name="resample")
+def sample_resample(
+    prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: ResampleSettings, watch: Watch
+) -> Tensor:
+    """The restored latent (B, C, h, w), from noise z."""
+    for step, index in watch.steps():
+        # DDIM step, towards the measurement.
+        if settings.soft_step:
+            z, x0, norm = soft_step(prior, problem, z, index, settings)
+        else:
+            (z, x0, _), norm = prior.ddim_step(z, index), None
+        watch.stepped(step, len(z), norm)
+
+        # Hard consistency.
+        stage = settings.stage_at(index, len(prior.schedule))
+        if stage is not None:
+            ahead = time_travel(prior, z, index, settings)
+            clean, minimum = fit(prior.model, problem, ahead.pseudo_x0, stage, settings)
+            z, x0 = resample_at(prior, clean, z, index, settings), ahead.pred_x0
+            watch.optimised(step, stage, minimum)
+        watch.finished(step, z, x0)
+
+    if settings.final_stage is not None:
+        minimum = fit_latent(prior.model, problem, z, settings.final_stage)
+        z = minimum.x
+        watch.optimised(len(prior.schedule), "final", minimum)
+    return z
+
+
+def time_travel(prior: LatentPrior, z: Tensor, index: int, settings: ResampleSettings) -> DDIMStep:
+    """Up to ``travel_length`` plain DDIM steps from z, the latent that the step from ``index`` led to; the last one.
+
+    The network is told the latent's own timestep. In the reference the coefficients lag one index behind.
+    """
+    lag = 1 if settings.travel_index == "reference" else 0
+    for own in range(index - 1, max(index - 1 - settings.travel_length, -1), -1):
+        step = prior.ddim_step(z, own + lag, prior.schedule.timesteps[own], settings.tweedie)
+        z = step.x_prev
+    return step
+
+
+def fit(
+    model: "LatentDiffusion",
+    problem: InverseProblem,
+    p0: Tensor,
+    stage: Literal["pixel", "latent"],
+    settings: ResampleSettings,
+) -> tuple[Tensor, Minimum]:
+    """The clean latent near p0 that explains the measurement, found over images or over latents."""
+    if stage == "latent":
+        minimum = fit_latent(model, problem, p0, settings.latent)
+        return minimum.x, minimum
+    minimum = fit_pixel(problem, model.decode_first_stage(p0), settings.pixel)
+    with torch.no_grad():
+        return model.encode_mode(minimum.x), minimum
+
+
+def fit_pixel(
+    problem: InverseProblem, image: Tensor, settings: PixelSettings, callback: IterationCallback | None = None
+) -> Minimum:
+    """Minimise ``mean((y - A(x))^2)`` over images x (B, 3, H, W), from ``image``."""
+
+    def loss_fn(x: Tensor) -> Tensor:
+        return mean_squared_residual(problem.measurement, problem.operator_fn(x))
+
+    return _minimise(loss_fn, image, problem, settings, callback)
+
+
+def fit_latent(
+    model: "LatentDiffusion",
+    problem: InverseProblem,
+    z: Tensor,
+    settings: LatentSettings,
+    callback: IterationCallback | None = None,
+) -> Minimum:
+    """Minimise ``mean((y - A(D(z)))^2)`` over latents (B, C, h, w), from z."""
+
+    def loss_fn(z: Tensor) -> Tensor:
+        image = model.differentiable_decode_first_stage(z, force_not_quantize=not settings.quantise)
+        return mean_squared_residual(problem.measurement, problem.operator_fn(image))
+
+    return _minimise(loss_fn, z, problem, settings, callback)
+
+
+def _minimise(
+    loss_fn: Callable[[Tensor], Tensor],
+    start: Tensor,
+    problem: InverseProblem,
+    settings: PixelSettings,
+    callback: IterationCallback | None,
+) -> Minimum:
+    rule = stop_rule(settings, problem.noise_sigma)
+    return minimise(loss_fn, start, rule, settings.lr, settings.weight_decay, callback)
+
+
+def stop_rule(settings: PixelSettings, noise_sigma: float | None) -> StopRule:
+    """The rule of these settings; ``eps: noise`` stops at the noise floor (the discrepancy principle of Morozov).
+
+    Raises:
+        UserError: the noise floor is asked for and not known.
+    """
+    threshold = settings.eps
+    if threshold == NOISE_FLOOR:
+        if noise_sigma is None:
+            raise UserError("eps is 'noise', but the level of this measurement's noise is not known: give eps a number")
+        threshold = max(noise_sigma**2, NOISELESS_THRESHOLD)
+    return StopRule(settings.max_iters, threshold, settings.window)
+
+
+def resample_at(prior: LatentPrior, clean: Tensor, z: Tensor, index: int, settings: ResampleSettings) -> Tensor:
+    """Stochastic resampling of a clean latent to the noise level of z, to which the step from ``index`` led."""
+    sigma = resample_sigma(prior.schedule, index, settings)
+    return resample(clean, z, prior.schedule.alphas_prev[index], sigma, prior.noise_like(z))
+
+
+def resample_sigma(schedule: DDIMSchedule, index: int, settings: ResampleSettings) -> float:
+    """``gamma (1 - a_prev)/a (1 - a/a_prev)``; the reference divides by 1 - a in place of a."""
+    a, a_prev = schedule.alphas[index], schedule.alphas_prev[index]
+    divisor = a if settings.resample_variance == "paper" else 1 - a
+    return settings.gamma * (1 - a_prev) / divisor * (1 - a / a_prev)
+
+
+def resample(clean: Tensor, z: Tensor, a_prev: float | Tensor, sigma: float | Tensor, noise: Tensor) -> Tensor:
+    """A draw from the product of ``N(sqrt(a) clean, (1-a) I)`` and ``N(z, sigma I)`` (the paper's proposition 1).
+
+    Args:
+        clean: the clean latent (B, C, h, w) that explains the measurement.
+        z: the latent of the run, at cumulative product ``a_prev``.
+        a_prev: in (0, 1).
+        sigma: variance, above 0, with which z is believed.
+        noise: standard normal, of z's shape.
+    """
+    total = sigma + 1 - a_prev
+    mean = (sigma * a_prev**0.5 * clean + (1 - a_prev) * z) / total
+    return mean + (sigma * (1 - a_prev) / total) ** 0.5 * noise
