@@ -1,0 +1,276 @@
+"""Checkpoint files as named tensors that are read when they are asked for, and not before.
+
+The files are memory-mapped: a tensor is a view of the file's pages, so nothing is held twice, and what nobody asks for
+(moving averages, optimiser states) is never read.
+"""
+
+import contextlib
+import logging
+import mmap
+import os
+import struct
+import uuid
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from util.errors import UserError
+from util.safe_pickle import Function, HostilePickleError, PickleReader, apply
+
+logger = logging.getLogger("resample")
+
+# What reading a damaged file may raise.
+_DAMAGE = (
+    *(ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, RuntimeError),
+    *(struct.error, zipfile.BadZipFile, SafetensorError),
+)
+
+# What the first pickle holds in the format that torch wrote before version 1.6.
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor of a file: its shape, and a function that reads it, to the CPU in the dtype it is stored in."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
+    """Open a checkpoint and list its tensors.
+
+    Args:
+        path: a safetensors file, or one of `torch.save` (zip or legacy format) that holds a state dict, bare or under
+            `state_dict`. The content decides which, not the file's name. Nothing of a pickle is run: classes that it
+            names become placeholders, listed in one log line.
+
+    Returns:
+        The tensors by name, in the file's order. They hold the file open.
+
+    Raises:
+        UserError: there is no such file, it is damaged or something else, or it means to run something.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+            if head[:4] == b"PK\x03\x04":
+                return _read_zip(path, file)
+            if head[:1] == b"\x80":
+                return _read_legacy(path, file)
+        if head[8:] == b"{":
+            return _read_safetensors(path)
+        raise ValueError(f"it begins with {head!r}, as none does" if head else "it is empty")
+    except HostilePickleError as error:
+        why = f"it names {_printable(error)}, as a file that runs commands does"
+        raise UserError(f"{path} is refused: {why}") from error
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    except _DAMAGE as error:
+        raise UserError(f"{path} is not a readable checkpoint: {_printable(error)}") from error
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file that appears complete or not at all. Tensors of a mapped file pass straight through.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    beside = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), beside, metadata={"format": "pt", **metadata})
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def _printable(value: object, limit: int = 160) -> str:
+    """Text from a file, safe to show on a terminal."""
+    text = ascii(str(value))[1:-1]
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    file = safe_open(path, framework="pt")
+    return {
+        name: StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
+        for name in file.keys()  # noqa: SIM118 (not a dict)
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _StorageType:
+    """What a pickle means by torch.FloatStorage and its like."""
+
+    dtype: torch.dtype
+
+
+@dataclass(eq=False)
+class _Storage:
+    """A flat run of numbers in a mapped file. In the legacy format its place is known only after the pickle."""
+
+    buffer: mmap.mmap
+    dtype: torch.dtype
+    numel: int
+    start: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    def place(self, start: int) -> None:
+        """Set the position of the first byte."""
+        if start + self.nbytes > len(self.buffer):
+            raise ValueError("the file ends in the middle of a tensor")
+        self.start = start
+
+    def view(self, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+        """Return a tensor in the file's own pages; a copy where they do not start at a multiple of the item size."""
+        if 0 in shape:
+            return torch.empty(shape, dtype=self.dtype)
+        if self.start is None:
+            raise ValueError("the file lacks the numbers of a tensor")
+        buffer, start = self.buffer, self.start
+        if start % self.dtype.itemsize:
+            buffer, start = bytearray(buffer[start : start + self.nbytes]), 0
+        flat = torch.frombuffer(buffer, dtype=self.dtype, count=self.numel, offset=start)
+        return flat.as_strided(shape, stride, offset)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
+    """Rebuild what torch.save made of a tensor. Nothing may reach outside the storage, or repeat its numbers."""
+    numbers = (offset, *shape, *stride)
+    if not isinstance(storage, _Storage) or len(shape) != len(stride) or any(type(n) is not int for n in numbers):
+        raise TypeError("a tensor that is none")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if min(numbers) < 0 or (0 not in shape and (last >= storage.numel or prod(shape) > storage.numel)):
+        raise ValueError("a tensor that reaches outside its storage")
+    return StoredTensor(tuple(shape), partial(storage.view, offset, tuple(shape), tuple(stride)))
+
+
+_TABLE: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": Function(_rebuild_tensor),
+    "torch._utils._rebuild_tensor_v2": Function(_rebuild_tensor),
+    "torch._utils._rebuild_parameter": Function(lambda data, *_: data),
+    "torch._utils._rebuild_parameter_with_state": Function(lambda data, *_: data),
+    "torch._tensor._rebuild_from_type_v2": Function(lambda function, _type, arguments, *_: apply(function, arguments)),
+    "torch.Size": Function(lambda sizes=(): tuple(sizes)),
+    "torch.DoubleStorage": _StorageType(torch.float64),
+    "torch.FloatStorage": _StorageType(torch.float32),
+    "torch.HalfStorage": _StorageType(torch.float16),
+    "torch.BFloat16Storage": _StorageType(torch.bfloat16),
+    "torch.LongStorage": _StorageType(torch.int64),
+    "torch.IntStorage": _StorageType(torch.int32),
+    "torch.ShortStorage": _StorageType(torch.int16),
+    "torch.CharStorage": _StorageType(torch.int8),
+    "torch.ByteStorage": _StorageType(torch.uint8),
+    "torch.BoolStorage": _StorageType(torch.bool),
+}
+
+
+class _Storages(dict[str, _Storage]):
+    """The storages that a pickle names, by key; a new one is placed by a function of its key (legacy: later)."""
+
+    def __init__(self, buffer: mmap.mmap, place: Callable[[_Storage, str], None] | None = None) -> None:
+        super().__init__()
+        self._buffer, self._place = buffer, place
+
+    def persistent_load(self, identity: Any) -> _Storage:
+        """Return the storage of a persistent id: ("storage", type, key, device, numel) and, in legacy files, None."""
+        kind, storage_type, key, _device, numel, *view = identity
+        good = kind == "storage" and isinstance(storage_type, _StorageType) and isinstance(key, str)
+        if not good or type(numel) is not int or numel < 0 or any(view):
+            raise TypeError("a storage that is none")
+        if key not in self:
+            storage = _Storage(self._buffer, storage_type.dtype, numel)
+            if self._place is not None:
+                self._place(storage, key)
+            self[key] = storage
+        return self[key]
+
+
+def _read_zip(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
+    buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    records = _records(file, buffer)
+    pickles = [name for name in records if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError("a zip archive that torch.save did not write")
+    folder = pickles[0].removesuffix("data.pkl")
+    start, size = records[pickles[0]]
+    order, length = records.get(f"{folder}byteorder", (0, 0))
+    if buffer[order : order + length] not in (b"", b"little"):
+        raise ValueError("its numbers are stored big end first")
+
+    def place(storage: _Storage, key: str) -> None:
+        record, room = records[f"{folder}data/{key}"]
+        if room < storage.nbytes:
+            raise ValueError("the file lacks part of a tensor")
+        storage.place(record)
+
+    reader = PickleReader(_TABLE, _Storages(buffer, place).persistent_load)
+    return _tensors(path, reader.load(BytesIO(buffer[start : start + size])), reader)
+
+
+def _records(file: BinaryIO, buffer: mmap.mmap) -> dict[str, tuple[int, int]]:
+    """Return where each file of a zip archive begins, and its size. torch.save does not compress them."""
+    places = {}
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                raise ValueError("an archive that is compressed or encrypted: unpack it first")
+            name_length, extra_length = struct.unpack_from("<HH", buffer, info.header_offset + 26)
+            start = info.header_offset + 30 + name_length + extra_length
+            if start < 0 or start + info.file_size > len(buffer):
+                raise ValueError("the archive is cut off")
+            places[info.filename] = (start, info.file_size)
+    return places
+
+
+def _read_legacy(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
+    buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    storages = _Storages(buffer)
+    reader = PickleReader(_TABLE, storages.persistent_load)
+    if reader.load(buffer) != LEGACY_MAGIC:
+        raise ValueError("a pickle that torch.save did not write")
+    _version, system = reader.load(buffer), reader.load(buffer)
+    if not (isinstance(system, dict) and system.get("little_endian")):
+        raise ValueError("its numbers are stored big end first")
+    content, keys = reader.load(buffer), reader.load(buffer)
+    for key in keys:
+        (numel,) = struct.unpack("<q", buffer.read(8))
+        if numel != storages[key].numel:
+            raise ValueError("a tensor of another size than announced")
+        storages[key].place(buffer.tell())
+        buffer.seek(storages[key].nbytes, os.SEEK_CUR)
+    return _tensors(path, content, reader)
+
+
+def _tensors(path: Path, content: Any, reader: PickleReader) -> dict[str, StoredTensor]:
+    """Return the tensors of what a pickle held, and log which classes it named in vain."""
+    if reader.placeholders:
+        names = sorted(map(_printable, reader.placeholders))
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        logger.info("%s: %d classes left out, unused: %s%s", path, len(names), ", ".join(names[:8]), more)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    pairs = content.items() if isinstance(content, dict) else ()
+    tensors = {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, StoredTensor)}
+    if not tensors:
+        raise ValueError("it holds no named tensors")
+    return tensors
