@@ -135,6 +135,9 @@ def test_a_failed_install_is_not_taken_as_done_and_is_gone_on_with(project):
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_install_begins_again_from_nothing(project, kill):
+    project.setup()
+    before = project.requirements.read_text()
+    project.requirements.write_text("numpy>=2\n")
     # Like pip, this one ends an interruption with an ordinary exit status.
     waiting = project.root / "waiting"
     command = project.command(
@@ -146,6 +149,7 @@ def test_an_interrupted_install_begins_again_from_nothing(project, kill):
             time.sleep(0.02)
         os.killpg(process.pid, kill)
     assert process.returncode != 0
+    project.requirements.write_text(before)  # going back does not make half an install whole
     status, _, asked = project.setup()
     assert status == 0
     assert creations(asked) == 1
