@@ -154,8 +154,7 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None, resize: 
     """
     check_picture(path, size, resize)
     with _opened(path) as image:
-        is_png = image.format == "PNG"
-        image = _to_rgb(ImageOps.exif_transpose(image), is_png)
+        image = _to_rgb(ImageOps.exif_transpose(image))
     if size is None or image.size == size[::-1]:
         return image
     if resize == "error":  # an orientation that only decoding reveals
@@ -188,9 +187,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise UserError(f"{shown}: cannot read this picture: {error or type(error).__name__}") from error
 
 
-def _to_rgb(image: Image.Image, is_png: bool) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert a decoded picture of any mode to 8-bit RGB."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):  # Pillow before 11 reads 16-bit PNG as "I"
+    if image.mode.startswith("I;16"):
         image = _sixteen_to_eight_bits(image)
     elif image.mode in ("I", "F"):
         raise ValueError("32 bits a value have no agreed range; save it with 8 or 16 bits")
