@@ -1,0 +1,39 @@
+"""What a restoration costs, told from its settings before it runs. No torch here."""
+
+from dataclasses import dataclass
+
+from ldm.models.diffusion.resample_settings import ResampleSettings
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes through the networks and the operator for one restoration, at most: optimisations may stop early.
+
+    Attributes:
+        unet: forward passes of the UNet; classifier-free guidance doubles the batch of each.
+        decoder: forward and backward passes of the decoder.
+        pixel: forward and backward passes of the operator alone.
+        events: how many times hard consistency is imposed over ("pixel", "latent").
+    """
+
+    unet: int
+    decoder: int
+    pixel: int
+    events: tuple[int, int]
+
+
+def most_passes(settings: ResampleSettings, steps: int, sampler: str = "resample") -> Cost:
+    """Return the most passes that a restoration in ``steps`` steps can take with a registered sampler."""
+    if sampler == "dps":
+        return Cost(unet=steps, decoder=steps, pixel=0, events=(0, 0))
+    stages = {index: settings.stage_at(index, steps) for index in range(steps)}
+    travel = sum(min(settings.travel_length, index) for index, stage in stages.items() if stage)
+    pixel, latent = (list(stages.values()).count(stage) for stage in ("pixel", "latent"))
+    final = settings.final_stage.max_iters if settings.final_stage else 0
+    soft = steps if settings.soft_step else 0
+    return Cost(
+        unet=steps + travel,
+        decoder=soft + latent * settings.latent.max_iters + final,
+        pixel=pixel * settings.pixel.max_iters,
+        events=(pixel, latent),
+    )

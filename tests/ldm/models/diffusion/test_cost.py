@@ -1,0 +1,20 @@
+"""The cost of a restoration, against the published code's and against what a run does."""
+
+import pytest
+
+from ldm.models.diffusion.cost import Cost, most_passes
+from ldm.models.diffusion.resample_settings import ResampleSettings
+
+
+def test_the_published_setting():
+    # Counted on the published code at S = 500.
+    assert most_passes(ResampleSettings(), 500) == Cost(unet=665, decoder=500 + 8500, pixel=34_000, events=(17, 16))
+
+
+def test_dps_takes_one_pass_of_each_network_a_step():
+    assert most_passes(ResampleSettings(), 40, "dps") == Cost(unet=40, decoder=40, pixel=0, events=(0, 0))
+
+
+@pytest.mark.parametrize(("key", "decoder"), [("soft_step", 8500), ("final", 500 + 8000)])
+def test_what_is_off_costs_nothing(key, decoder):
+    assert most_passes(ResampleSettings.from_config({key: False}), 500).decoder == decoder
