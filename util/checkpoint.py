@@ -123,7 +123,7 @@ class _StorageType:
 
 @dataclass(eq=False)
 class _Storage:
-    """A flat run of numbers in a mapped file. In the legacy format its place is known only after the pickle."""
+    """A flat run of numbers in a mapped file. In the legacy format its start is known only after the pickle."""
 
     buffer: mmap.mmap
     dtype: torch.dtype
@@ -144,8 +144,6 @@ class _Storage:
         """Return a tensor in the file's own pages; a copy where they do not start at a multiple of the item size."""
         if 0 in shape:
             return torch.empty(shape, dtype=self.dtype)
-        if self.start is None:
-            raise ValueError("the file lacks the numbers of a tensor")
         buffer, start = self.buffer, self.start
         if start % self.dtype.itemsize:
             buffer, start = bytearray(buffer[start : start + self.nbytes]), 0
@@ -258,6 +256,8 @@ def _read_legacy(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
             raise ValueError("a tensor of another size than announced")
         storages[key].place(buffer.tell())
         buffer.seek(storages[key].nbytes, os.SEEK_CUR)
+    if any(storage.start is None for storage in storages.values()):
+        raise ValueError("the file lacks the numbers of a tensor")
     return _tensors(path, content, reader)
 
 
