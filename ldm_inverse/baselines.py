@@ -1,0 +1,126 @@
+"""What a person would do without a model, as the measure of what a model adds."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEAST_SIGMA = 1e-3  # an eighth of a grey level: below it, rounding is the noise
+
+if TYPE_CHECKING:
+    from ldm_inverse.operators.base import Operator
+
+
+def baseline(
+    operator: "Operator", y: Tensor, image_shape: Sequence[int], sigma: float | None, state: dict[str, Tensor]
+) -> Tensor:
+    """Return the baseline restoration of a measurement.
+
+    Args:
+        operator: what made the measurement.
+        y: the measurement.
+        image_shape: the image's (B, 3, H, W).
+        sigma: standard deviation of the measurement noise, or None where it is not known.
+        state: the operator's random state.
+
+    Returns:
+        an image of ``image_shape``, clipped to [-1, 1]; see `Operator.baseline` for what each operator does.
+    """
+    with torch.no_grad():
+        return operator.baseline(y, image_shape, sigma, **state).clamp(-1, 1)
+
+
+def interpolate(y: Tensor, mask: Tensor) -> Tensor:
+    """Fill dropped pixels by linear interpolation of the kept ones (over a Delaunay triangulation), per image.
+
+    Outside the convex hull of the kept pixels, the nearest of them is taken; where none is kept, zero.
+
+    Args:
+        y: (B, C, H, W), the kept pixels.
+        mask: (B or 1, 1, H, W): 1 where a pixel is kept.
+    """
+    from scipy.interpolate import griddata  # slow to import
+    from scipy.spatial import QhullError
+
+    grid = np.indices(y.shape[-2:]).reshape(2, -1).T
+    filled = y.clone()
+    for image, kept in zip(filled, mask.expand(y.shape[0], -1, -1, -1) > 0, strict=True):
+        kept = kept.flatten().cpu().numpy()
+        if kept.all() or not kept.any():
+            continue
+        pixels = image.flatten(1).T.double().cpu().numpy()
+        value = griddata(grid[kept], pixels[kept], grid[~kept], method="nearest")
+        with contextlib.suppress(QhullError):  # too few pixels, or all on one line: there are no triangles
+            linear = griddata(grid[kept], pixels[kept], grid[~kept], method="linear")
+            value = np.where(np.isnan(linear), value, linear)
+        pixels[~kept] = value
+        image.copy_(torch.from_numpy(pixels.T).reshape(image.shape))
+    return filled
+
+
+def wiener(operator: "Operator", y: Tensor, sigma: float | None, state: dict[str, Tensor]) -> Tensor:
+    r"""Undo a linear operator that keeps the image's size by Wiener's estimate, per image.
+
+    That is the mean of x given y = A x + n, where n is white with deviation sigma and x has the power spectrum
+    S ~ 1/f^2 of natural images (Field 1987), scaled to y's variance::
+
+        x = argmin ||A x - y||^2 / sigma^2 + sum_f |DCT(x)_f|^2 / S_f
+
+    For a circular A it is the textbook division in Fourier space. A blur with reflected borders is not circular, and
+    dividing leaves rings that cost more than the blur did; so the normal equations are solved by conjugate gradients
+    with A and its adjoint.
+
+    Args:
+        operator: linear, with measurements of the image's shape.
+        y: (B, C, H, W).
+        sigma: deviation of the noise; None: estimated from y.
+        state: the operator's random state, for all of y's images or shared by them.
+    """
+    images = []
+    for i in range(y.shape[0]):
+        own = {key: value[i : i + 1] if value.shape[0] > 1 else value for key, value in state.items()}
+        images.append(_wiener(operator, y[i : i + 1], sigma, own))
+    return torch.cat(images)
+
+
+def _wiener(operator: "Operator", y: Tensor, sigma: float | None, state: dict[str, Tensor]) -> Tensor:
+    from scipy.fft import dctn, idctn
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    mean = y.mean()
+    centred = y - mean
+    sigma = max(_estimate_sigma(y) if sigma is None else sigma, LEAST_SIGMA)
+    height, width = y.shape[-2:]
+    frequency = np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width) / (2 * width))
+    frequency[0, 0] = np.inf  # the mean is free: no penalty
+    spectrum = float(centred.square().mean()) / np.mean(frequency**-2) * frequency**-2
+    with np.errstate(divide="ignore"):
+        penalty = np.where(spectrum > 0, sigma**2 / spectrum, 0)
+
+    def to_tensor(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x.reshape(y.shape)).to(y)
+
+    def normal(x: np.ndarray) -> np.ndarray:
+        data = operator.transpose(operator(to_tensor(x), **state), **state).double().cpu().numpy()
+        prior = idctn(penalty * dctn(x.reshape(y.shape), axes=(-2, -1), norm="ortho"), axes=(-2, -1), norm="ortho")
+        return (data + prior).ravel()
+
+    right = operator.transpose(centred, **state).double().cpu().numpy().ravel()
+    system = LinearOperator((right.size, right.size), matvec=normal, dtype=np.float64)
+    solution, _ = cg(system, right, rtol=1e-4, maxiter=100)
+    return to_tensor(solution) + mean
+
+
+def _estimate_sigma(y: Tensor) -> float:
+    """Estimate the deviation of white noise: the mean absolute response to a mask that is blind to slopes.
+
+    J. Immerkær, "Fast noise variance estimation", 1996. The mask's squared entries sum to 36, and the mean absolute
+    value of a normal variable is sqrt(2 / pi) deviations.
+    """
+    second = torch.tensor([1.0, -2.0, 1.0], dtype=y.dtype, device=y.device)
+    mask = torch.outer(second, second).expand(y.shape[1], 1, 3, 3)
+    response = torch.nn.functional.conv2d(y, mask, groups=y.shape[1])
+    return float(response.abs().mean()) / 6 * (np.pi / 2) ** 0.5

@@ -1,0 +1,139 @@
+"""The noise of measurements."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.checks import real_number
+from util.registry import Registry
+
+NOISES = Registry("noise")
+
+RandomSource = torch.Generator | np.random.RandomState
+
+
+class Noise:
+    """Adds noise to a measurement: ``y = noise(A(x), rng, **state)``.
+
+    Args:
+        noise_on_dropped: also add it to pixels that a mask drops, as the reference does. There it can never be
+            explained by any image.
+        rng: source of the draws of every call that gives none.
+
+    Attributes:
+        sigma: standard deviation in the measurement's units, or None when it depends on the signal.
+    """
+
+    sigma: float | None = None
+
+    def __init__(self, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
+        self.noise_on_dropped = noise_on_dropped
+        self.rng = rng
+
+    def __call__(
+        self, x: Tensor, rng: RandomSource | None = None, mask: Tensor | None = None, **state: Tensor
+    ) -> Tensor:
+        """Return the noisy measurement.
+
+        Args:
+            x: A(x), any shape.
+            rng: source of the draws; None: torch's default stream. As many are made with a mask as without.
+            mask: the operator's state, where it drops pixels: 1 keeps, 0 drops.
+            state: whatever else the operator has drawn; not used.
+        """
+        noisy = self.sample(x, self.rng if rng is None else rng)
+        return noisy if mask is None or self.noise_on_dropped else torch.where(mask.to(x.device) > 0, noisy, x)
+
+    def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
+        """Return x with noise on every entry."""
+        raise NotImplementedError
+
+    def residual_norm(self, residual: Tensor, y: Tensor) -> Tensor:
+        """Return the size of y - A(x) for each sample, (B,): here, its Euclidean norm."""
+        return torch.linalg.vector_norm(residual.flatten(1), dim=1)
+
+
+@NOISES.register("gaussian")
+class Gaussian(Noise):
+    """y = x + sigma n with n standard normal.
+
+    Args:
+        sigma: standard deviation in units of [-1, 1], from 0.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(self, sigma: float, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
+        super().__init__(noise_on_dropped, rng)
+        self.sigma = real_number("sigma", sigma, 0)
+
+    def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
+        if isinstance(rng, np.random.RandomState):
+            noise = torch.from_numpy(rng.standard_normal(tuple(x.shape))).to(x)
+        else:
+            # By shape, not "like": the layout of x must not change which entry gets which draw.
+            device = x.device if rng is None else rng.device
+            noise = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=device).to(x.device)
+        return x + self.sigma * noise
+
+
+@NOISES.register("clean")
+class Clean(Gaussian):
+    """y = x."""
+
+    def __init__(self) -> None:
+        super().__init__(sigma=0.0)
+
+    def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
+        return x
+
+
+@NOISES.register("poisson")
+class Poisson(Noise):
+    """Photon counts: with s = clamp((x + 1) / 2, 0, 1), y = clamp(2 Poisson(255 rate s) / (255 rate) - 1, -1, 1).
+
+    Args:
+        rate: photons of a grey level, above 0.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(self, rate: float, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
+        super().__init__(noise_on_dropped, rng)
+        self.rate = real_number("rate", rate, 0, 1e6, above_low=True)
+
+    def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
+        photons = 255.0 * self.rate
+        mean = ((x.detach() + 1) / 2).clamp(0, 1) * photons
+        if isinstance(rng, np.random.RandomState):
+            counts = torch.from_numpy(rng.poisson(mean.double().cpu().numpy()))
+        else:
+            device = x.device if rng is None else rng.device
+            counts = torch.poisson(mean.to(device).contiguous(), generator=rng)
+        return (counts.to(x) / photons * 2 - 1).clamp(-1, 1)
+
+    def residual_norm(self, residual: Tensor, y: Tensor) -> Tensor:
+        """Return the Euclidean norm divided by |y|, averaged over y's entries: (B,).
+
+        Entries of zero, where the reference divides by zero, count as none.
+        """
+        weight = torch.where(y == 0, 0, 1 / y.abs()).flatten(1).mean(1)
+        return super().residual_norm(residual, y) * weight
+
+
+def register_noise(name: str) -> Callable:
+    """Return a decorator that files a noise under ``name``, for task files to use."""
+    return NOISES.register(name)
+
+
+def get_noise(name: str, **kwargs) -> Noise:
+    """Build the noise filed under ``name``.
+
+    Raises:
+        UserError: no such name, or a keyword that is unknown, missing or out of range.
+    """
+    return NOISES.build(name, **kwargs)

@@ -1,0 +1,24 @@
+"""The measurement operators, one family a file; importing this package registers them all."""
+
+from ldm_inverse.operators import (
+    blur,
+    camera_blur,
+    identity,
+    inpainting,
+    nonlinear_blur,
+    phase_retrieval,
+    super_resolution,
+)
+from ldm_inverse.operators.base import OPERATORS, Operator
+
+__all__ = [
+    "OPERATORS",
+    "Operator",
+    "blur",
+    "camera_blur",
+    "identity",
+    "inpainting",
+    "nonlinear_blur",
+    "phase_retrieval",
+    "super_resolution",
+]

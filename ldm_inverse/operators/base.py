@@ -1,0 +1,106 @@
+"""What every measurement operator is: a module from an image to a measurement, with its random state outside."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from util.registry import Registry
+
+OPERATORS = Registry("operator")
+
+
+class Operator(nn.Module):
+    """A measurement operator A, y = A(x).
+
+    Images are (B, 3, H, W) in [-1, 1]; the measurement has the image's dtype and device, and values follow the
+    operator. Nothing is random in `forward`: what is random (a kernel, a mask, a code) comes from `draw` and is passed
+    back in as keywords, so that it can be saved beside the measurement and given again. State tensors have a leading
+    dimension of B, or of 1 for a state that all images share.
+
+    Attributes:
+        linear: whether A is linear; then `transpose` is its adjoint.
+    """
+
+    linear: ClassVar[bool] = False
+
+    def check_size(self, height: int, width: int) -> None:
+        """Check that the operator can take images of this size.
+
+        Raises:
+            UserError: it cannot; the message says which sizes it can.
+        """
+
+    def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
+        """Draw the operator's random state for images of ``shape`` (B, 3, H, W), one image after the other.
+
+        Returns:
+            the keywords for `forward`; empty when nothing is random.
+        """
+        return {}
+
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
+        """Return A(x)."""
+        raise NotImplementedError
+
+    def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
+        """Return A^T y, the adjoint: ``(A(x) * y).sum() == (x * A^T(y)).sum()`` for every x and y.
+
+        Args:
+            y: what has the measurement's shape.
+            shape: the image's (B, 3, H, W), needed only where the measurement's shape does not tell it (see
+                `super_resolution`).
+
+        Raises:
+            NotImplementedError: the operator is not linear.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not linear")
+
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, **state: Tensor) -> Tensor:
+        """Return what a person would make of the measurement without a model: here, the measurement itself.
+
+        Args:
+            y: the measurement.
+            shape: the image's (B, 3, H, W).
+            sigma: standard deviation of the measurement noise, or None where it is not known.
+
+        Returns:
+            an image of ``shape``, not clipped; uniform grey (zeros) where the measurement is not a picture of that
+            size, because then there is nothing to show.
+        """
+        return y if tuple(y.shape) == tuple(shape) else y.new_zeros(tuple(shape))
+
+
+class _LinearMap(torch.autograd.Function):
+    """y = A x with the adjoint written out: autograd through A would cost more, and its own transpose is at hand."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, apply: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
+        return apply(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _, ctx.map, ctx.adjoint = inputs
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _LinearMap.apply(grad, ctx.adjoint, ctx.map), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_: None) -> Tensor:
+        return _LinearMap.apply(tangent, ctx.map, ctx.adjoint)
+
+
+def linear_map(x: Tensor, apply: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``apply(x)``, whose gradient is ``adjoint`` and whose forward derivative is ``apply``.
+
+    Args:
+        x: any tensor.
+        apply: a linear function; autograd does not look inside.
+        adjoint: its adjoint, likewise.
+    """
+    return _LinearMap.apply(x, apply, adjoint)

@@ -1,0 +1,32 @@
+"""The magnitude of a Fourier transform."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_inverse.operators.base import OPERATORS, Operator
+from util.checks import real_number
+
+
+@OPERATORS.register("phase_retrieval")
+class PhaseRetrieval(Operator):
+    """A(x) = |F(pad(x))|: the magnitude of the centred, orthonormal Fourier transform, per channel.
+
+    The image is padded with zeros on each side by int(oversample / 8 * 256) pixels, whatever its own size (256 is the
+    published one). The measurement is (B, 3, H + 2 pad, W + 2 pad), not negative, and not a picture.
+
+    Args:
+        oversample: from 0 to 16.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(self, oversample: float = 2.0) -> None:
+        super().__init__()
+        self.pad = int(real_number("oversample", oversample, 0, 16) / 8.0 * 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (self.pad,) * 4)
+        # Centring the image as well would only change the phase.
+        return torch.fft.fftshift(torch.fft.fft2(padded, norm="ortho").abs(), dim=(-2, -1))
