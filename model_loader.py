@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
-from util.checkpoint import StoredTensor, read_checkpoint
+from util.checkpoint import StoredTensor, moving_averages, read_checkpoint
 from util.errors import UserError
 from util.registry import unknown
 from util.yaml_files import load_yaml
@@ -121,7 +121,8 @@ def load_model_from_config(
     if _lacks(stored, model, FIRST_STAGE):
         stored = stored | _separate_first_stage(model_config, ckpt)
     if model.use_ema if use_ema is None else use_ema:
-        stored = stored | _moving_average(model, stored, ckpt)
+        weights = [name for name, _ in model.named_parameters() if name.startswith("model.")]
+        stored = stored | moving_averages(ckpt, stored, weights)
     _check_fit(model, stored, ckpt)
     _log_unused(model, stored, ckpt)
     state = {name: _read(name, stored[name], ckpt, device) for name in model.state_dict() if name in stored}
@@ -189,16 +190,6 @@ def _separate_first_stage(model_config: dict[str, Any], ckpt: Path) -> dict[str,
         )
     logger.info("the first stage comes from %s", path)
     return {FIRST_STAGE + name: tensor for name, tensor in read_checkpoint(path).items()}
-
-
-def _moving_average(model: LatentDiffusion, stored: Mapping[str, StoredTensor], ckpt: Path) -> dict[str, StoredTensor]:
-    """The averages that training kept under `model_ema.`, under the names of the weights themselves."""
-    names = [name for name, _ in model.named_parameters() if name.startswith("model.")]
-    averages = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in names}
-    missing = [average for average in averages.values() if average not in stored]
-    if missing:
-        raise UserError(f"{ckpt} holds no complete moving average ({_first(missing)} missing): use_ema must be false")
-    return {name: stored[average] for name, average in averages.items()}
 
 
 def _check_fit(model: LatentDiffusion, stored: Mapping[str, StoredTensor], ckpt: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import struct
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -78,6 +78,24 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
     except _DAMAGE as error:
         raise UserError(f"{path} is not a readable checkpoint: {_printable(error)}") from error
+
+
+def moving_averages(path: Path, stored: Mapping[str, StoredTensor], weights: Iterable[str]) -> dict[str, StoredTensor]:
+    """Return the averages that training kept of a latent diffusion model's UNet, under the weights' own names.
+
+    Args:
+        path: the file, for the error message.
+        stored: its tensors. The average of `model.a.b` is `model_ema.ab`.
+        weights: the names of the weights.
+
+    Raises:
+        UserError: a weight has no average in the file.
+    """
+    averages = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in weights}
+    missing = [average for average in averages.values() if average not in stored]
+    if missing:
+        raise UserError(f"{path} holds no complete moving average of the weights ({missing[0]} is missing)")
+    return {name: stored[average] for name, average in averages.items()}
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
