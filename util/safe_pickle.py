@@ -6,6 +6,7 @@ The machine here calls nothing but the functions of a table that its user gives.
 """
 
 import _compat_pickle
+import contextlib
 import pickletools
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ PLAIN_BUILTINS = frozenset(("bool", "complex", "float", "int", "object", "range"
 _DAMAGE = (ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
 
 
-class HostilePickleError(ValueError):
+class HostilePickleError(Exception):
     """The pickle names a global that could run something; the message is its dotted name."""
 
 
@@ -122,15 +123,27 @@ class PickleReader:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
+            opcodes = pickletools.genops(stream)
+            for opcode, argument, _ in opcodes:
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 self._step(opcode.name, argument)
-        except HostilePickleError:
-            raise
         except _DAMAGE as error:
+            self._search(opcodes)
             raise ValueError(f"damaged pickle: {error}") from error
         raise ValueError("damaged pickle: it has no end")
+
+    def _search(self, opcodes: Iterator[tuple[Any, Any, Any]]) -> None:
+        """Look through the rest of a damaged pickle for hostile names: that it is hostile matters more."""
+        texts = ["", ""]
+        with contextlib.suppress(*_DAMAGE):
+            for opcode, argument, _ in opcodes:
+                if opcode.name in ("GLOBAL", "INST"):
+                    self._global(argument)
+                elif opcode.name == "STACK_GLOBAL":
+                    self._find_global(*texts)
+                elif isinstance(argument, str):
+                    texts = [texts[1], argument]
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _LITERALS:

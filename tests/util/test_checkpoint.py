@@ -1,0 +1,399 @@
+"""Checkpoint files of every format, sound, hostile and damaged."""
+
+import copyreg
+import importlib
+import logging
+import os
+import pickle
+import runpy
+import shutil
+import subprocess
+import sys
+import timeit
+import types
+import zipfile
+from collections import OrderedDict, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from tests.checkpoints import Call, PersistentId, dumps, loads_unsafely, write_legacy, write_zip
+from util.checkpoint import read_checkpoint, write_checkpoint
+from util.errors import UserError
+
+LEGACY = {"_use_new_zipfile_serialization": False}
+FORMATS = {"zip": {}, "zip, protocol 4": {"pickle_protocol": 4}, "legacy": LEGACY}
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    whole = torch.randn(6, 4)
+    return {
+        "weight": whole,
+        "transposed": torch.randn(3, 5).t(),
+        "slice": whole[2:4, 1:],
+        "parameter": torch.nn.Parameter(torch.randn(7)),
+        "scalar": torch.tensor(3),
+        "empty": torch.empty(0, 3),
+        "half": torch.randn(3).half(),
+        "bfloat16": torch.randn(5).bfloat16(),
+        "double": torch.randn(2).double(),
+        "bytes": torch.arange(3, dtype=torch.uint8),
+        "truth": torch.tensor([True, False]),
+    }
+
+
+def assert_read(path, tensors):
+    stored = read_checkpoint(path)
+    assert list(stored) == list(tensors)
+    for name, want in tensors.items():
+        got = stored[name].read()
+        assert (got.dtype, stored[name].shape) == (want.dtype, tuple(want.shape))
+        assert torch.equal(got, want), name
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state}])
+def test_what_torch_saves_is_read(tmp_path, tensors, options, wrap):
+    state = OrderedDict(tensors)
+    state._metadata = {"": {"version": 1}}
+    torch.save(wrap(state), tmp_path / "a.ckpt", **options)
+    assert_read(tmp_path / "a.ckpt", tensors)
+
+
+def test_what_safetensors_saves_is_read(tmp_path, tensors):
+    tensors = {name: tensors[name].detach().clone().contiguous() for name in sorted(tensors)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    stored = read_checkpoint(tmp_path / "a.safetensors")
+    assert sorted(stored) == sorted(tensors)
+    assert all(torch.equal(stored[name].read(), want) for name, want in tensors.items())
+
+
+def test_the_content_decides_and_not_the_name(tmp_path, tensors):
+    torch.save(tensors, tmp_path / "a.safetensors")
+    assert_read(tmp_path / "a.safetensors", tensors)
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_a_module_that_is_saved_by_its_parameters_own_attributes(tmp_path, options):
+    parameter = torch.nn.Parameter(torch.arange(3.0))
+    parameter.origin = "a training framework"  # torch saves such a tensor by another function
+    torch.save({"weight": parameter}, tmp_path / "a.ckpt", **options)
+    assert_read(tmp_path / "a.ckpt", {"weight": torch.arange(3.0)})
+
+
+class Unknown:
+    """Stands for a class of a training framework: the module that it says it is in exists only while it is saved."""
+
+    def __init__(self):
+        self.best = 3
+
+    def __eq__(self, other):
+        raise AssertionError("nothing of it may run")
+
+    def __hash__(self):
+        return 1
+
+
+@pytest.fixture
+def framework(monkeypatch):
+    module = types.ModuleType("no_such_framework.callbacks")
+    module.Unknown = Unknown
+    monkeypatch.setattr(Unknown, "__module__", module.__name__)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "no_such_framework", types.ModuleType("no_such_framework"))
+        patch.setitem(sys.modules, module.__name__, module)
+        yield patch
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_classes_that_nobody_has_become_placeholders_and_are_listed(tmp_path, framework, caplog, options):
+    content = {
+        "callbacks": {Unknown: {"best": np.float64(0.5)}, Unknown(): [Unknown()], ("a", Unknown): {Unknown()}},
+        "counts": defaultdict(list, {"a": [1]}),
+        "array": np.arange(3),
+        "sizes": torch.Size([1, 2]),
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
+        "state_dict": {"weight": torch.ones(2), "note": Unknown()},
+    }
+    torch.save(content, tmp_path / "a.ckpt", **options)
+    framework.undo()
+    with caplog.at_level(logging.INFO, "resample"):
+        assert_read(tmp_path / "a.ckpt", {"weight": torch.ones(2)})
+    (line,) = caplog.messages
+    assert "no_such_framework.callbacks.Unknown" in line
+
+
+def attacks(sentinel, script):
+    """Pickles, each of which would make the sentinel file if it were read by pickle itself."""
+    command = f"touch {sentinel}"
+    code = f"__import__('os').system({command!r})"
+    run = Call(os.system, command)
+    rebuild = torch._utils._rebuild_tensor_v2
+    size = b"X" + len(command).to_bytes(4, "little") + command.encode()
+    getter = Call(getattr, Call(importlib.import_module, "os"), "system")
+    values = {
+        "top level": run,
+        "in a state dict": {"state_dict": {"weight": run}},
+        "nested": {"a": [({"b": (1, [run])},)]},
+        "as a key": {run: 1},
+        "in a set": {"a": {run}},
+        "a tensor's storage": Call(rebuild, run, 0, (1,), (1,), False, OrderedDict()),
+        "a tensor's size": Call(rebuild, PersistentId(("storage", 0, "0", "cpu", 1)), 0, run, (1,), False, {}),
+        "a tensor's hooks": Call(rebuild, None, 0, (1,), (1,), False, run),
+        "a parameter's data": Call(torch._utils._rebuild_parameter, run, True, OrderedDict()),
+        "a tensor's own function": Call(torch._tensor._rebuild_from_type_v2, os.system, str, (command,), {}),
+        "persistent id": PersistentId(run),
+        "persistent id's type": PersistentId(("storage", run, "0", "cpu", 1)),
+        "persistent id's key": PersistentId(("storage", torch.FloatStorage, run, "cpu", 1)),
+        "builtins.eval": Call(eval, code),
+        "builtins.exec": Call(exec, code),
+        "builtins.getattr": Call(getter, command),
+        "builtins.map": Call(list, Call(map, os.system, [command])),
+        "subprocess": Call(subprocess.call, ["touch", str(sentinel)]),
+        "shutil": Call(shutil.copy, str(script), str(sentinel)),
+        "runpy": Call(runpy.run_path, str(script)),
+    }
+    raw = {
+        "dotted name": b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93" + size + b"\x85R.",
+        "text opcodes": f"cos\nsystem\n(S'{command}'\ntR.".encode(),
+        "inst": f"(S'{command}'\nios\nsystem\n.".encode(),
+        "obj": f"(cos\nsystem\nS'{command}'\no.".encode(),
+        "out of the memo": f"cos\nsystem\np0\n0g0\n(S'{command}'\ntR.".encode(),
+        "python 2 builtins": f'c__builtin__\neval\n(S"{code}"\ntR.'.encode(),
+        "python 2 commands": f"ccommands\ngetoutput\n(S'{command}'\ntR.".encode(),
+        "posix": f"cposix\nsystem\n(S'{command}'\ntR.".encode(),
+        "after the end of a dictionary": b"\x80\x02}q\x00(" + f"cos\nsystem\n(S'{command}'\ntR".encode() + b"K\x01u.",
+    }
+    pickled = {f"{name}, protocol {p}": dumps(value, p) for name, value in values.items() for p in (2, 4)}
+    return pickled | raw
+
+
+ATTACKS = sorted(attacks("sentinel", "script"))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_would_run_a_command_is_refused_and_named(tmp_path, name):
+    sentinel, script = tmp_path / "sentinel", tmp_path / "script.py"
+    script.write_text(f"open({str(sentinel)!r}, 'w')")
+    content = attacks(sentinel, script)[name]
+    try:
+        loads_unsafely(content)
+    except Exception:
+        assert sentinel.exists()  # what failed came after the command
+    assert sentinel.exists(), "no attack at all"
+    sentinel.unlink()
+    ordinary = pickle.dumps({}, 2)
+    files = [
+        write_zip(tmp_path / "zip.ckpt", content, {"0": bytes(4)}),
+        write_legacy(tmp_path / "content.ckpt", content, {"0": bytes(4)}),
+        write_legacy(tmp_path / "system.ckpt", ordinary, {}, system=content),
+        write_legacy(tmp_path / "keys.ckpt", ordinary, {}, keys=content),
+    ]
+    if content.startswith(b"\x80"):
+        files.append(tmp_path / "bare.ckpt")
+        files[-1].write_bytes(content)
+    files.append(write_zip(tmp_path / "damaged.ckpt", b"\x80\x040" + content, {}))
+    files.append(write_zip(tmp_path / "no storage.ckpt", content, {}))
+    for path in files:
+        with pytest.raises(
+            UserError, match=r"refused: it names (os|posix|nt|builtins|subprocess|shutil|runpy|importlib|torch)\."
+        ):
+            read_checkpoint(path)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["sys.modules", "socket.socket", "importlib.util.find_spec", "nt.system", "builtins.open", "os.path.join"]
+)
+def test_other_globals_of_hostile_modules_are_refused_too(tmp_path, name):
+    module, _, attribute = name.rpartition(".")
+    content = f"c{module}\n{attribute}\n.".encode()
+    with pytest.raises(UserError, match=name):
+        read_checkpoint(write_zip(tmp_path / "a.ckpt", content, {}))
+
+
+def test_names_of_plain_builtin_types_are_not_hostile(tmp_path):
+    content = {"kinds": [int, float, bool, str, dict, list, object, slice], "set": {1, 2}, "w": torch.ones(1)}
+    for options in FORMATS.values():
+        torch.save(content, tmp_path / "a.ckpt", **options)
+        assert list(read_checkpoint(tmp_path / "a.ckpt")) == ["w"]
+
+
+def test_other_functions_are_inert(tmp_path):
+    sentinel = tmp_path / "sentinel"
+    call = Call(timeit.timeit, f"open({str(sentinel)!r}, 'w')", "pass", timeit.default_timer, 1)
+    content = dumps({"a": call})
+    loads_unsafely(content)
+    assert sentinel.exists(), "no attack at all"
+    sentinel.unlink()
+    with pytest.raises(UserError, match="no named tensors"):
+        read_checkpoint(write_zip(tmp_path / "a.ckpt", content, {}))
+    assert not sentinel.exists()
+
+
+def test_extension_codes_are_refused(tmp_path):
+    sentinel = tmp_path / "sentinel"
+    copyreg.add_extension("os", "system", 77)
+    try:
+        content = b"\x80\x02\x82\x4d" + f"(S'touch {sentinel}'\ntR.".encode()
+        loads_unsafely(content)
+        assert sentinel.exists(), "no attack at all"
+        sentinel.unlink()
+        with pytest.raises(UserError, match="EXT1"):
+            read_checkpoint(write_zip(tmp_path / "a.ckpt", content, {}))
+    finally:
+        copyreg.remove_extension("os", "system", 77)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("target", [torch._utils._rebuild_tensor_v2, OrderedDict, torch.FloatStorage, torch.Size])
+def test_state_for_what_is_in_the_table_changes_nothing(tmp_path, target):
+    before = dict(vars(target))
+    name = f"c{target.__module__}\n{target.__qualname__}\n".encode()
+    content = name + b"(N}S'__defaults__'\nI1\nstb."  # sets an attribute, in pickle itself
+    with pytest.raises(UserError, match="no named tensors"):
+        read_checkpoint(write_zip(tmp_path / "a.ckpt", content, {}))
+    assert dict(vars(target)) == before
+
+
+def test_nested_keys_do_not_take_for_ever(tmp_path):
+    tower = b"(t" + b"2\x86" * 200  # a tuple of twice a tuple of twice ...: 2^200 leaves to hash
+    content = b"\x80\x02}" + tower + b"K\x01s."
+    with pytest.raises(UserError, match="no named tensors"):
+        read_checkpoint(write_zip(tmp_path / "a.ckpt", content, {}))
+
+
+STORAGE = PersistentId(("storage", torch.FloatStorage, "0", "cpu", 4))
+
+
+def tensor(storage=STORAGE, offset=0, shape=(4,), stride=(1,)):
+    return dumps({"w": Call(torch._utils._rebuild_tensor_v2, storage, offset, shape, stride, False, OrderedDict())})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tensor(shape=(5,)),
+        tensor(offset=1),
+        tensor(offset=-1),
+        tensor(shape=(2, 2), stride=(4, 1)),
+        tensor(stride=(-1,)),
+        tensor(shape=(10**9,), stride=(0,)),
+        tensor(shape=(10**30,)),
+        tensor(shape=("a",)),
+        tensor(storage=3),
+        tensor(storage=PersistentId(("storage", torch.FloatStorage, "1", "cpu", 4))),
+        tensor(storage=PersistentId(("storage", torch.FloatStorage, "0", "cpu", 10**12))),
+        tensor(storage=PersistentId(("storage", torch.FloatStorage, "0", "cpu", -4))),
+        tensor(storage=PersistentId(("storage", torch.FloatStorage, "0/../../x", "cpu", 4))),
+        tensor(storage=PersistentId("storage")),
+        b"\x80\x02N.",
+        b"\x80\x02",
+        b"\x80\x02.",
+        b"\x80\x02}0R.",
+        b"",
+    ],
+)
+def test_tensors_that_are_none_are_refused(tmp_path, content):
+    for path in (
+        write_zip(tmp_path / "a.ckpt", content, {"0": bytes(16)}),
+        write_legacy(tmp_path / "b.ckpt", content, {"0": bytes(16)}),
+    ):
+        with pytest.raises(UserError, match="not a readable checkpoint"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x",
+        b"weights, honestly\n" * 10,
+        b"<!DOCTYPE html><html>",
+        b"PK\x03\x04" + bytes(100),
+        (2**62).to_bytes(8, "little") + b"{",
+        (2**40).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}      ',
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        read_checkpoint(path)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+        archive.writestr("readme", "")
+    with pytest.raises(UserError, match=r"torch\.save did not write"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", tensor())
+    with pytest.raises(UserError, match="compressed"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_missing_file_and_a_folder_are_said(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="Is a directory"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    state = {"state_dict": {"a": torch.randn(4, 4), "b": torch.randn(3).half()}, "epoch": 1}
+    torch.save(state, folder / "zip")
+    torch.save(state, folder / "legacy", **LEGACY)
+    save_file(state["state_dict"], folder / "safetensors")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read_all(path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "system", lambda command: pytest.fail(f"it ran {command}"))
+        try:
+            for stored in read_checkpoint(path).values():
+                stored.read().sum()
+        except UserError:
+            pass
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused(tmp_path, whole_files, kind, data):
+    content = bytearray(whole_files[kind])
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    read_all(path)
+
+
+def test_a_written_file_is_whole_and_replaces_the_old(tmp_path, tensors):
+    tensors = {name: tensors[name].detach().clone().contiguous() for name in sorted(tensors)}
+    path = tmp_path / "new" / "a.safetensors"
+    write_checkpoint(path, {"old": torch.ones(1)}, {})
+    write_checkpoint(path, tensors, {"weights": "raw"})
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+    stored = read_checkpoint(path)
+    assert all(torch.equal(stored[name].read(), want) for name, want in tensors.items())
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "a").write_text("a file where a folder should be")
+    with pytest.raises(UserError, match="cannot write"):
+        write_checkpoint(tmp_path / "a" / "b.safetensors", {"w": torch.ones(1)}, {})
+    (tmp_path / "c.safetensors").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        write_checkpoint(tmp_path / "c.safetensors", {"w": torch.ones(1)}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c.safetensors"]
