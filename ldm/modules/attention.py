@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import zero_module
+from ldm.modules.diffusionmodules.util import GroupNorm, zero_module
 
 
 class AttentionBlock(nn.Module):
@@ -17,7 +17,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.new_order = use_new_attention_order
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = GroupNorm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 
@@ -97,14 +97,14 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the positions of a feature map (B, C, H, W), attending to ``context`` (B, M, context_dim)."""
+    """Transformer blocks over the positions of a feature map (B, C, H, W), with ``context`` (B, M, context_dim)."""
 
     def __init__(
         self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int | None, dropout: float = 0.0
     ):
         super().__init__()
         inner = heads * dim_head
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = GroupNorm(channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, heads, dim_head, context_dim, dropout) for _ in range(depth)

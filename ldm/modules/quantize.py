@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Rows compared with the whole codebook at a time.
+ROWS_AT_ONCE = 256
+
 
 class VectorQuantizer(nn.Module):
     """Replace each position of a latent (B, e_dim, H, W) by its nearest codebook entry in Euclidean distance.
@@ -26,7 +29,11 @@ class VectorQuantizer(nn.Module):
         ``|z - e|^2`` without its ``|z|^2``, which is the same for every entry.
         """
         weight = self.embedding.weight
-        return torch.addmm(weight.square().sum(1), flat, weight.t(), alpha=-2).argmin(1)
+        # The bias is an extra column, and the rows go in chunks, so that the table of distances stays in the cache.
+        table = torch.cat([-2 * weight, weight.square().sum(1, keepdim=True)], dim=1).t()
+        rows = torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1)
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.cat([(chunk @ table).argmin(1) for chunk in rows.to(weight.dtype).split(ROWS_AT_ONCE)])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
         """``(quantised, loss, (None, None, indices))``: (B, e_dim, H, W), a scalar, and indices (B H W,).

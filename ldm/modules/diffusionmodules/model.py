@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.util import GroupNorm
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+
+def _norm(channels: int) -> GroupNorm:
+    return GroupNorm(channels, eps=1e-6)
 
 
 class Upsample(nn.Module):
