@@ -51,7 +51,7 @@ def interpolate(y: Tensor, mask: Tensor) -> Tensor:
         kept = kept.flatten().cpu().numpy()
         if kept.all() or not kept.any():
             continue
-        pixels = image.flatten(1).T.double().cpu().numpy()
+        pixels = image.flatten(1).T.cpu().double().numpy()
         value = griddata(grid[kept], pixels[kept], grid[~kept], method="nearest")
         with contextlib.suppress(QhullError):  # too few pixels, or all on one line: there are no triangles
             linear = griddata(grid[kept], pixels[kept], grid[~kept], method="linear")
@@ -101,14 +101,14 @@ def _wiener(operator: "Operator", y: Tensor, sigma: float | None, state: dict[st
         penalty = np.where(spectrum > 0, sigma**2 / spectrum, 0)
 
     def to_tensor(x: np.ndarray) -> Tensor:
-        return torch.from_numpy(x.reshape(y.shape)).to(y)
+        return torch.from_numpy(x.reshape(y.shape)).to(y.dtype).to(y.device)
 
     def normal(x: np.ndarray) -> np.ndarray:
-        data = operator.transpose(operator(to_tensor(x), **state), **state).double().cpu().numpy()
+        data = operator.transpose(operator(to_tensor(x), **state), **state).cpu().double().numpy()
         prior = idctn(penalty * dctn(x.reshape(y.shape), axes=(-2, -1), norm="ortho"), axes=(-2, -1), norm="ortho")
         return (data + prior).ravel()
 
-    right = operator.transpose(centred, **state).double().cpu().numpy().ravel()
+    right = operator.transpose(centred, **state).cpu().double().numpy().ravel()
     system = LinearOperator((right.size, right.size), matvec=normal, dtype=np.float64)
     solution, _ = cg(system, right, rtol=1e-4, maxiter=100)
     return to_tensor(solution) + mean

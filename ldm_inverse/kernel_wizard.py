@@ -132,33 +132,12 @@ class KernelWizard(nn.Module):
             for key, value in fixed.items():
                 if _option(opt, *part, key) != value:
                     raise UserError(f"the blur network's option {'.'.join((*part, key))} can only be {value!r}")
-        nf, kernel_dim = _count(opt, "nf"), _count(opt, "kernel_dim")
-        front, back = _count(opt, "front_RBs"), _count(opt, "back_RBs")
-        self.feature_extractor = nn.Sequential(
-            nn.Conv2d(3, nf, 3, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(nf, nf, 3, stride=2, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(nf, nf, 3, stride=2, padding=1),
-            nn.LeakyReLU(0.1),
-            *[ResidualBlock(nf) for _ in range(front)],
-        )
-        self.kernel_extractor = KernelExtractor(
-            nf, kernel_dim, bool(_option(opt, "use_vae")), _count(opt, "KernelExtractor", "n_blocks")
-        )
-        self.adapter = KernelAdapter(nf, kernel_dim)
-        self.recon_trunk = nn.Sequential(
-            *[ResidualBlock(nf) for _ in range(back)],
-            nn.Conv2d(nf, 4 * nf, 3, padding=1),
-            nn.PixelShuffle(2),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(nf, 256, 3, padding=1),
-            nn.PixelShuffle(2),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(64, 3, 3, padding=1),
-        )
+        nf, self.kernel_dim = _count(opt, "nf"), _count(opt, "kernel_dim")
+        use_vae, n_blocks = bool(_option(opt, "use_vae")), _count(opt, "KernelExtractor", "n_blocks")
+        self.feature_extractor = _front(nf, _count(opt, "front_RBs"))
+        self.kernel_extractor = KernelExtractor(nf, self.kernel_dim, use_vae, n_blocks)
+        self.adapter = KernelAdapter(nf, self.kernel_dim)
+        self.recon_trunk = _trunk(nf, _count(opt, "back_RBs"))
 
     def adaptKernel(self, x_sharp: Tensor, kernel: Tensor) -> Tensor:
         """Blur images.
@@ -172,6 +151,21 @@ class KernelWizard(nn.Module):
         """
         features = self.adapter(self.feature_extractor(x_sharp), kernel)
         return x_sharp + self.recon_trunk(features)
+
+
+def _front(nf: int, blocks: int) -> nn.Sequential:
+    layers = [nn.Conv2d(3, nf, 3, padding=1), nn.LeakyReLU(0.1)]
+    for _ in range(2):
+        layers += [nn.Conv2d(nf, nf, 3, stride=2, padding=1), nn.LeakyReLU(0.1)]
+    return nn.Sequential(*layers, *[ResidualBlock(nf) for _ in range(blocks)])
+
+
+def _trunk(nf: int, blocks: int) -> nn.Sequential:
+    layers = [ResidualBlock(nf) for _ in range(blocks)]
+    for wide in (4 * nf, 256):
+        layers += [nn.Conv2d(nf, wide, 3, padding=1), nn.PixelShuffle(2), nn.LeakyReLU(0.1)]
+    layers += [nn.Conv2d(64, 64, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(64, 3, 3, padding=1)]
+    return nn.Sequential(*layers)
 
 
 def _option(opt: Mapping[str, Any], *path: str) -> Any:

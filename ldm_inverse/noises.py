@@ -50,6 +50,15 @@ class Noise:
         """Return x with noise on every entry."""
         raise NotImplementedError
 
+    def root_mean_square(self, mask: Tensor | None = None, **state: Tensor) -> float | None:
+        """Return the noise's root mean square over all entries of a measurement with this state, None as `sigma`.
+
+        Entries that a mask drops have none, so this is ``sigma`` times the root of the kept share there.
+        """
+        if self.sigma is None or mask is None or self.noise_on_dropped:
+            return self.sigma
+        return self.sigma * float((mask > 0).double().mean()) ** 0.5
+
     def residual_norm(self, residual: Tensor, y: Tensor) -> Tensor:
         """Return the size of y - A(x) for each sample, (B,): here, its Euclidean norm."""
         return torch.linalg.vector_norm(residual.flatten(1), dim=1)
@@ -72,7 +81,7 @@ class Gaussian(Noise):
 
     def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
         if isinstance(rng, np.random.RandomState):
-            noise = torch.from_numpy(rng.standard_normal(tuple(x.shape))).to(x)
+            noise = torch.from_numpy(rng.standard_normal(tuple(x.shape))).to(x.dtype).to(x.device)
         else:
             # By shape, not "like": the layout of x must not change which entry gets which draw.
             device = x.device if rng is None else rng.device
@@ -110,11 +119,11 @@ class Poisson(Noise):
         photons = 255.0 * self.rate
         mean = ((x.detach() + 1) / 2).clamp(0, 1) * photons
         if isinstance(rng, np.random.RandomState):
-            counts = torch.from_numpy(rng.poisson(mean.double().cpu().numpy()))
+            counts = torch.from_numpy(rng.poisson(mean.cpu().double().numpy()))
         else:
             device = x.device if rng is None else rng.device
             counts = torch.poisson(mean.to(device).contiguous(), generator=rng)
-        return (counts.to(x) / photons * 2 - 1).clamp(-1, 1)
+        return (counts.to(x.dtype).to(x.device) / photons * 2 - 1).clamp(-1, 1)
 
     def residual_norm(self, residual: Tensor, y: Tensor) -> Tensor:
         """Return the Euclidean norm divided by |y|, averaged over y's entries: (B,).

@@ -52,10 +52,12 @@ def real_number(
     Raises:
         UserError: not a number, not finite, or outside the range.
     """
-    lower = f"above {low:g}" if above_low else f"{low:g} or more"
-    expected = f"a number from {low:g} to {high:g}" if math.isfinite(high) and not above_low else f"a number {lower}"
-    if above_low and math.isfinite(high):
-        expected += f" and up to {high:g}"
+    if above_low:
+        expected = f"a number above {low:g}" + (f" and up to {high:g}" if math.isfinite(high) else "")
+    elif math.isfinite(high):
+        expected = f"a number from {low:g} to {high:g}"
+    else:
+        expected = "a number" + (f", {low:g} or more" if math.isfinite(low) else "")
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise _refuse(name, expected, value)
     if not low <= value <= high or (above_low and value == low):

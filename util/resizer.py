@@ -57,8 +57,8 @@ class Resizer:
         device: torch.device | str,
     ) -> None:
         rows, columns = (resize_matrix(a, b, scale) for a, b in zip(size, out_size, strict=True))
-        self.rows = torch.from_numpy(rows).to(device, dtype)
-        self.columns = torch.from_numpy(columns).to(device, dtype)
+        self.rows = torch.from_numpy(rows).to(dtype).to(device)
+        self.columns = torch.from_numpy(columns).to(dtype).to(device)
 
     def apply(self, x: Tensor) -> Tensor:
         """Resize x."""

@@ -57,7 +57,7 @@ class Blur(Operator):
     def _correlation(self, x: Tensor, kernel: Tensor | None) -> ReflectedCorrelation:
         kernel = self.kernel if kernel is None else kernel
         if kernel is None:
-            raise ValueError("no kernel: pass the state that draw() returned")
+            raise TypeError("no kernel: pass the state that draw() returned")
         version = None if kernel.is_inference() else kernel._version  # counts changes in place
         key = (version, tuple(x.shape[-2:]), x.dtype, x.device)
         if self._map is None or self._map[0] is not kernel or self._map[1] != key:

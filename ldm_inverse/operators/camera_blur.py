@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from os import PathLike
 
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ldm_inverse.operators.base import OPERATORS, Operator
@@ -39,7 +41,9 @@ class CameraBlur(Operator):
         UserError: a value out of range, or a kernel that cannot be read or used.
     """
 
-    def __init__(self, kernel_size: int = 31, intensity: float = 0.5, kernel=None) -> None:
+    def __init__(
+        self, kernel_size: int = 31, intensity: float = 0.5, kernel: ArrayLike | str | PathLike | None = None
+    ) -> None:
         super().__init__()
         self.blur = MotionBlur(kernel_size, intensity, kernel)
 

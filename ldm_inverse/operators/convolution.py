@@ -42,7 +42,7 @@ class ReflectedCorrelation:
     def apply(self, x: Tensor) -> Tensor:
         """Correlate x (B, C, H, W)."""
         padded = F.pad(x.to(self.dtype), self.padding, mode="reflect")
-        return self._multiply(padded, self._forward, self.size).to(x.dtype)
+        return self._multiply(padded, self._forward, self.size).to(x.dtype).contiguous()
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the adjoint to y (B, C, H, W): convolve, then add what lies beyond the borders to what it reflects."""

@@ -36,10 +36,8 @@ class NonlinearBlur(Operator):
 
     def __init__(self, opt_yml_path: str = PUBLISHED_OPTIONS, random_code: bool = False) -> None:
         super().__init__()
-        options = _read_options(opt_yml_path)
         self.random_code = random_code
-        self.kernel_dim = options["kernel_dim"]
-        self.network = _load_network(options)
+        self.network = _load_network(_read_options(opt_yml_path))
 
     def check_size(self, height: int, width: int) -> None:
         if height % STRIDE or width % STRIDE:
@@ -48,7 +46,7 @@ class NonlinearBlur(Operator):
     def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
         height, width = shape[-2:]
         self.check_size(height, width)
-        size = (1, self.kernel_dim, height // STRIDE, width // STRIDE)
+        size = (1, self.network.kernel_dim, height // STRIDE, width // STRIDE)
         # The published code comes from a stream of its own, seeded with 0 for each image.
         codes = [(rng if self.random_code else np.random.RandomState(0)).randn(*size) for _ in range(shape[0])]
         return {"code": torch.from_numpy(np.concatenate(codes) * CODE_DEVIATION).float()}
@@ -76,7 +74,8 @@ def _read_options(path: str) -> Mapping[str, Any]:
 
 
 def _load_network(options: Mapping[str, Any]) -> KernelWizard:
-    network = KernelWizard(options)
+    with torch.device("meta"):  # no initial weights: they would be drawn from torch's default stream
+        network = KernelWizard(options)
     path = Path(options["pretrained"])
     if not path.is_file():
         raise UserError(
@@ -84,8 +83,8 @@ def _load_network(options: Mapping[str, Any]) -> KernelWizard:
             f"put them at {path}\nor use the built-in operator camera_blur, which needs none"
         )
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
     except Exception as error:  # whatever is wrong with a file from outside, it is the file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} does not hold the blur network's weights: {reason}") from error
-    return network
+    return network.float()

@@ -1,0 +1,105 @@
+"""What a person would do without a model, on a photograph."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.interpolate import griddata
+from skimage.data import astronaut
+
+from ldm_inverse.baselines import baseline, interpolate
+from ldm_inverse.measurements import get_noise, get_operator
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """A face, (1, 3, 96, 96)."""
+    face = Image.fromarray(astronaut()[:200, 120:320]).resize((96, 96), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(face)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def psnr(truth, image):
+    return -10 * torch.log10((truth - image).square().mean() / 4).item()
+
+
+def measure(name, x, sigma, **settings):
+    operator = get_operator(name, **settings)
+    state = operator.draw(x.shape, np.random.RandomState(0))
+    y = get_noise("gaussian", sigma=sigma)(operator(x, **state), np.random.RandomState(1), **state)
+    return operator, y, state
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "gain"),
+    [("gaussian_blur", {}, 2), ("motion_blur", {"kernel_size": 31}, 4)],
+)
+@pytest.mark.parametrize("sigma", [0.0, 0.01, 0.05])
+def test_deconvolution_beats_the_blurred(photograph, name, settings, gain, sigma):
+    operator, y, state = measure(name, photograph, sigma, **settings)
+    restored = baseline(operator, y, photograph.shape, sigma, state)
+    assert psnr(photograph, restored) > psnr(photograph, y) + gain * (0.5 if sigma == 0.05 else 1)
+    assert restored.dtype == photograph.dtype
+    # Not told the noise, it comes near.
+    assert psnr(photograph, baseline(operator, y, photograph.shape, None, state)) > psnr(photograph, restored) - 0.5
+
+
+def test_deconvolution_is_a_proper_estimate(photograph):
+    """Told too little or too much noise, it is worse."""
+    operator, y, state = measure("motion_blur", photograph, 0.03, kernel_size=31)
+    right, less, more = (
+        psnr(photograph, baseline(operator, y, photograph.shape, s, state)) for s in (0.03, 0.003, 0.3)
+    )
+    assert right > less
+    assert right > more
+
+
+def test_upscaling_is_bicubic(photograph):
+    operator, y, state = measure("super_resolution", photograph, 0.0, scale_factor=4)
+    got = baseline(operator, y, photograph.shape, 0.0, state)
+    want = [np.asarray(Image.fromarray(c.numpy()).resize((96, 96), Image.Resampling.BICUBIC)) for c in y[0]]
+    inner = (..., slice(8, -8), slice(8, -8))
+    assert torch.allclose(got[inner], torch.from_numpy(np.stack(want))[None].clamp(-1, 1)[inner], atol=1e-4)
+    odd = get_operator("super_resolution", scale_factor=7)
+    assert baseline(odd, odd(photograph), photograph.shape, 0.0, {}).shape == photograph.shape
+
+
+def test_interpolation(photograph):
+    settings = {"mask_type": "random", "mask_prob_range": (0.8, 0.8)}
+    operator, y, state = measure("inpainting", photograph, 0.0, **settings)
+    got = baseline(operator, y, photograph.shape, 0.0, state)
+    kept = state["mask"][0, 0].numpy() > 0
+    assert torch.equal(got * state["mask"], y)
+    points, values = np.argwhere(kept), y[0, 1].numpy()[kept]
+    want = griddata(points, values, np.argwhere(~kept), method="linear")
+    inside = ~np.isnan(want)
+    assert np.abs(got[0, 1].numpy()[~kept] - want)[inside].max() < 1e-6
+    assert np.isin(got[0, 1].numpy()[~kept][~inside], values).all()
+    assert psnr(photograph, got) > psnr(photograph, y) + 8
+
+
+@pytest.mark.parametrize("kept", [[], [(2, 3)], [(1, 1), (4, 4)], [(1, 1), (3, 3), (5, 5), (7, 7)]])
+def test_interpolation_of_too_few_pixels(kept):
+    mask = torch.zeros(1, 1, 8, 8)
+    for row, column in kept:
+        mask[..., row, column] = 1
+    y = mask * torch.arange(64.0).reshape(1, 1, 8, 8)
+    filled = interpolate(y, mask)
+    assert np.isin(filled.numpy(), y.numpy()).all()
+    assert torch.equal(filled * mask, y)
+    assert not kept or filled.min() > 0
+
+
+def test_otherwise_the_measurement_or_nothing(photograph):
+    operator, y, state = measure("camera_blur", photograph, 0.0, kernel_size=9)
+    assert torch.equal(baseline(operator, y, photograph.shape, 0.0, state), y.clamp(-1, 1))
+    operator, y, state = measure("phase_retrieval", photograph, 0.0)
+    assert torch.equal(baseline(operator, y, photograph.shape, 0.0, state), torch.zeros_like(photograph))
+
+
+def test_batch_is_each_image_alone(photograph):
+    x = torch.cat([photograph, photograph.flip(-1)])
+    operator, y, state = measure("motion_blur", x, 0.01, kernel_size=15)
+    together = baseline(operator, y, x.shape, 0.01, state)
+    for i in range(2):
+        alone = baseline(operator, y[i : i + 1], x[:1].shape, 0.01, {"kernel": state["kernel"][i : i + 1]})
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-5)

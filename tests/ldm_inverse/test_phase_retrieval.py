@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+import torch
+
+from ldm_inverse.measurements import get_operator
+from tests.reference.recorded import recorded, relative_error
+from util.errors import UserError
+
+
+def test_recorded():
+    arrays, meta = recorded("operators")
+    x = torch.from_numpy(np.random.RandomState(meta["phase_retrieval_seed"]).uniform(-1, 1, (1, 3, 256, 256)))
+    y = get_operator("phase_retrieval", oversample=2.0).double()(x)
+    assert relative_error(y[0, :, ::32, ::32], arrays["phase_retrieval/2.0"]) < 1e-6
+
+
+def test_energy_is_kept_and_the_middle_is_the_mean():
+    x = torch.from_numpy(np.random.RandomState(0).uniform(-1, 1, (1, 3, 16, 20)))
+    y = get_operator("phase_retrieval", oversample=1.0).double()(x)
+    assert y.shape == (1, 3, 80, 84)
+    assert torch.allclose(y.square().sum(), x.square().sum())
+    assert torch.allclose(y[..., 40, 42] * (80 * 84) ** 0.5, x.sum((-2, -1)).abs())
+
+
+@pytest.mark.parametrize("value", [-1, 17, "two", None])
+def test_bad_settings(value):
+    with pytest.raises(UserError, match="oversample"):
+        get_operator("phase_retrieval", oversample=value)
