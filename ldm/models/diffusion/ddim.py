@@ -1,5 +1,6 @@
 """DDIM sampling (Song et al., 2021) and posterior sampling, under the published names."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion import resample  # also registers the samplers `resample` and `dps`
+from ldm.models.diffusion.optimise import IterationCallback
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, Watch, get_sampler
 from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior, standard_normal
 from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
@@ -14,6 +16,8 @@ from util.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
+
+logger = logging.getLogger("resample")
 
 
 class DDIMSampler:
@@ -30,7 +34,7 @@ class DDIMSampler:
     def make_schedule(
         self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0, verbose: bool = False
     ) -> None:
-        """Set the run's steps: ``ddim_num_steps`` of the model's timesteps, eta in [0, 1].
+        """Set the run's steps: ``ddim_num_steps`` of the model's timesteps, eta in [0, 1]; ``verbose`` logs them.
 
         Raises:
             UserError: a value outside its range.
@@ -38,6 +42,8 @@ class DDIMSampler:
         if not 0 <= ddim_eta <= 1:
             raise UserError(f"ddim_eta is {ddim_eta}: must be from 0 to 1")
         self.schedule = DDIMSchedule.of(self.model.alphas_cumprod, ddim_num_steps, ddim_eta, ddim_discretize)
+        if verbose:
+            logger.info("DDIM timesteps: %s", self.schedule.timesteps)
 
     @property
     def ddim_timesteps(self) -> Sequence[int]:
@@ -143,7 +149,8 @@ class DDIMSampler:
             The restored latents, and intermediate ones as `sample` gives.
 
         Raises:
-            UserError: an unknown sampler, a step count outside 1 to T, shapes that do not go together.
+            UserError: an unknown sampler, a step count outside 1 to T, shapes that do not go together, or what the
+                sampler itself refuses.
         """
         solve = get_sampler(cond_method)
         self.make_schedule(S, ddim_eta=eta)
@@ -186,9 +193,14 @@ class DDIMSampler:
         operator_fn: Callable[[Tensor], Tensor],
         eps: float = 1e-3,
         max_iters: int = 2000,
-        callback: resample.IterationCallback | None = None,
+        callback: IterationCallback | None = None,
     ) -> Tensor:
-        """The image (B, 3, H, W) that explains the measurement, found from x_prime; see `resample.fit_pixel`."""
+        """The image (B, 3, H, W) that explains the measurement, found from x_prime with the reference's settings.
+
+        Args:
+            eps: root mean squared residual to stop below.
+            callback: receives the iteration and the mean squared residuals (B,), see `minimise`.
+        """
         settings = PixelSettings(eps=eps, max_iters=max_iters)
         return resample.fit_pixel(InverseProblem(measurement, operator_fn), x_prime, settings, callback).x
 
@@ -200,9 +212,10 @@ class DDIMSampler:
         eps: float = 1e-3,
         max_iters: int = 500,
         lr: float | Tensor | None = None,
-        callback: resample.IterationCallback | None = None,
+        callback: IterationCallback | None = None,
     ) -> Tensor:
-        """The latent (B, C, h, w) that explains the measurement, found from z_init; see `resample.fit_latent`."""
+        """The latent (B, C, h, w) that explains the measurement, found from z_init; arguments as in
+        `pixel_optimization`, and ``lr``: AdamW's step size, None the reference's."""
         settings = LatentSettings(eps=eps, max_iters=max_iters, **({} if lr is None else {"lr": float(lr)}))
         problem = InverseProblem(measurement, operator_fn)
         return resample.fit_latent(self.model, problem, z_init, settings, callback).x

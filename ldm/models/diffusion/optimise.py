@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+IterationCallback = Callable[[int, Tensor], None]
+
 
 def mean_squared_residual(measurement: Tensor, predicted: Tensor) -> Tensor:
     """Mean over all entries of ``(y - A(x))^2``, one number per sample: (B,) of measurements (B or 1, ...)."""
@@ -19,7 +21,7 @@ class StopRule:
     Attributes:
         max_iters: steps at most ("limit").
         threshold: a loss below it ends ("threshold"); 0 never does.
-        window: a loss that is not below the one of ``window`` steps earlier ends ("plateau"); None never does.
+        window: a loss above the one of ``window`` steps earlier ends ("plateau"); None never does.
     """
 
     max_iters: int
@@ -48,9 +50,9 @@ def minimise(
     loss_fn: Callable[[Tensor], Tensor],
     x: Tensor,
     rule: StopRule,
-    lr: float | Tensor,
+    lr: float,
     weight_decay: float = 1e-2,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: IterationCallback | None = None,
 ) -> Minimum:
     """Minimise each sample's own loss from ``x`` with AdamW (Loshchilov and Hutter, 2019; torch's defaults).
 

@@ -5,33 +5,31 @@ index past the plain part of the run, hard consistency: look ahead a few steps f
 measurement, and map it back to the run's noise level by stochastic resampling.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion.dps import soft_step
-from ldm.models.diffusion.optimise import Minimum, StopRule, mean_squared_residual, minimise
+from ldm.models.diffusion.optimise import IterationCallback, Minimum, StopRule, mean_squared_residual, minimise
 from ldm.models.diffusion.posterior import InverseProblem, Watch, register_sampler
 from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior
-from ldm.models.diffusion.resample_settings import NOISE_FLOOR, LatentSettings, PixelSettings, ResampleSettings
-from util.errors import UserError
+from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
-
-# A measurement without noise has a floor of 0, which no optimisation reaches: the reference's threshold then.
-NOISELESS_THRESHOLD = 1e-6
-
-IterationCallback = Callable[[int, Tensor], None]
 
 
 @register_sampler(name="resample")
 def sample_resample(
     prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: ResampleSettings, watch: Watch
 ) -> Tensor:
-    """The restored latent (B, C, h, w), from noise z."""
+    """The restored latent (B, C, h, w), from noise z.
+
+    Raises:
+        UserError: a stage is to stop at the noise floor, and the noise's level is not known.
+    """
+    settings.check_noise_level(problem.noise_sigma)
     for step, index in watch.steps():
         # DDIM step, towards the measurement.
         if settings.soft_step:
@@ -92,7 +90,8 @@ def fit_pixel(
     def loss_fn(x: Tensor) -> Tensor:
         return mean_squared_residual(problem.measurement, problem.operator_fn(x))
 
-    return _minimise(loss_fn, image, problem, settings, callback)
+    rule = stop_rule(settings, problem.noise_sigma)
+    return minimise(loss_fn, image, rule, settings.lr, settings.weight_decay, callback)
 
 
 def fit_latent(
@@ -108,32 +107,13 @@ def fit_latent(
         image = model.differentiable_decode_first_stage(z, force_not_quantize=not settings.quantise)
         return mean_squared_residual(problem.measurement, problem.operator_fn(image))
 
-    return _minimise(loss_fn, z, problem, settings, callback)
-
-
-def _minimise(
-    loss_fn: Callable[[Tensor], Tensor],
-    start: Tensor,
-    problem: InverseProblem,
-    settings: PixelSettings,
-    callback: IterationCallback | None,
-) -> Minimum:
     rule = stop_rule(settings, problem.noise_sigma)
-    return minimise(loss_fn, start, rule, settings.lr, settings.weight_decay, callback)
+    return minimise(loss_fn, z, rule, settings.lr, settings.weight_decay, callback)
 
 
 def stop_rule(settings: PixelSettings, noise_sigma: float | None) -> StopRule:
-    """The rule of these settings; ``eps: noise`` stops at the noise floor (the discrepancy principle of Morozov).
-
-    Raises:
-        UserError: the noise floor is asked for and not known.
-    """
-    threshold = settings.eps
-    if threshold == NOISE_FLOOR:
-        if noise_sigma is None:
-            raise UserError("eps is 'noise', but the level of this measurement's noise is not known: give eps a number")
-        threshold = max(noise_sigma**2, NOISELESS_THRESHOLD)
-    return StopRule(settings.max_iters, threshold, settings.window)
+    """The rule of these settings for a measurement whose noise has this root mean square (None: not known)."""
+    return StopRule(settings.max_iters, settings.threshold(noise_sigma), settings.window)
 
 
 def resample_at(prior: LatentPrior, clean: Tensor, z: Tensor, index: int, settings: ResampleSettings) -> Tensor:

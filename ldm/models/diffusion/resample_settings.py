@@ -14,6 +14,8 @@ from util.errors import UserError
 from util.registry import unknown
 
 NOISE_FLOOR = "noise"
+# A measurement without noise has a floor of 0, which no optimisation reaches: the reference's eps then.
+NOISELESS_EPS = 1e-3
 
 # Checks: each returns the value in its type, or raises a ValueError that says what it must be.
 
@@ -54,7 +56,7 @@ def _window(value: Any) -> int | None:
         raise ValueError(f"{error}, or null") from None
 
 
-def _threshold(value: Any) -> float | str:
+def _eps(value: Any) -> float | str:
     try:
         return value if value == NOISE_FLOOR else _positive(value)
     except ValueError as error:
@@ -91,7 +93,7 @@ Positive = Annotated[float, _positive]
 NotNegative = Annotated[float, _not_negative]
 Count = Annotated[int, _count]
 Window = Annotated[int | None, _window]
-Threshold = Annotated[float | str, _threshold]
+Eps = Annotated[float | str, _eps]
 Flag = Annotated[bool, _flag]
 Share = Annotated[Fraction, _share]
 
@@ -175,8 +177,24 @@ class PixelSettings(CheckedSettings):
     lr: Positive = 1e-2
     weight_decay: NotNegative = 1e-2
     max_iters: Count = 2000
-    eps: Threshold = 1e-6
+    eps: Eps = NOISELESS_EPS
     window: Window = None
+
+    def threshold(self, noise_sigma: float | None) -> float:
+        """The mean squared residual to stop below: eps^2; for ``noise``, that of the true image (the discrepancy
+        principle of Morozov).
+
+        Args:
+            noise_sigma: root mean square of the measurement's noise; None when it is not known.
+
+        Raises:
+            UserError: the noise is asked for and not known.
+        """
+        if self.eps != NOISE_FLOOR:
+            return self.eps**2
+        if noise_sigma is None:
+            raise UserError("eps is 'noise', but the level of this measurement's noise is not known: give eps a number")
+        return max(noise_sigma, NOISELESS_EPS) ** 2
 
 
 @dataclass(frozen=True)
@@ -228,6 +246,15 @@ class ResampleSettings(CheckedSettings):
         if isinstance(self.final, LatentSettings):
             return self.final
         return self.latent if self.final else None
+
+    def check_noise_level(self, noise_sigma: float | None) -> None:
+        """Check that a measurement with noise of this level can be restored, before any work is done.
+
+        Raises:
+            UserError: as `PixelSettings.threshold`.
+        """
+        for stage in (self.pixel, self.latent, self.final_stage or self.latent):
+            stage.threshold(noise_sigma)
 
     def stage_at(self, index: int, steps: int) -> str | None:
         """The hard consistency, "pixel" or "latent", after step ``index`` (0 is the last) of ``steps``; None: none."""

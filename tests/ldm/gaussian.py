@@ -1,0 +1,64 @@
+"""A latent diffusion model of Gaussian latents: its noise network is known in closed form, its first stage trivial."""
+
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.util import make_beta_schedule
+
+
+class GaussianLatents(nn.Module):
+    """Independent latents z ~ N(mean, variance), seen as images by a first stage that is the identity.
+
+    Its parameters count for nothing (a factor of 1) and ask for gradients, as those of an unfrozen network do.
+
+    Attributes:
+        calls: the timesteps of every call of the noise network.
+        memory_format: layout of what the noise network returns.
+    """
+
+    def __init__(self, mean: Tensor, variance: Tensor):
+        super().__init__()
+        abar = torch.from_numpy(make_beta_schedule("linear", 1000, 0.0015, 0.0195)).neg().add(1).cumprod(0)
+        self.register_buffer("alphas_cumprod", abar.float())
+        self.register_buffer("mean", mean)
+        self.register_buffer("variance", variance)
+        self.gain = nn.Parameter(torch.ones((), dtype=mean.dtype))
+        self.decoder_gain = nn.Parameter(torch.ones((), dtype=mean.dtype))
+        self.calls: list[Tensor] = []
+        self.memory_format = torch.contiguous_format
+
+    def marginal(self, abar: float) -> Tensor:
+        """Variance of the diffused latent."""
+        return abar * self.variance + 1 - abar
+
+    def apply_model(self, z: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The noise estimate: minus the score times the noise's deviation. A condition is added to it."""
+        self.calls.append(t)
+        a = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
+        estimate = self.gain * (1 - a) ** 0.5 * (z - a**0.5 * self.mean) / (a * self.variance + 1 - a)
+        estimate = estimate if cond is None else estimate + cond
+        return estimate.contiguous(memory_format=self.memory_format)
+
+    def encode_mode(self, x: Tensor) -> Tensor:
+        return x
+
+    def differentiable_decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
+        return self.decoder_gain * (z if force_not_quantize else self.quantize(z))
+
+    def quantize(self, z: Tensor) -> Tensor:
+        return z
+
+    @torch.no_grad()
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        return self.differentiable_decode_first_stage(z)
+
+
+def soft_step_of(model, operator_fn):
+    """The conditioning method: a step down the gradient of each sample's residual norm."""
+
+    def conditioning(x_t, measurement, noisy_measurement, x_prev, x_0_hat, scale):
+        residual = measurement - operator_fn(model.differentiable_decode_first_stage(x_0_hat))
+        norm = residual.flatten(1).norm(dim=1)
+        return x_t - scale * torch.autograd.grad(norm.sum(), x_prev)[0], norm
+
+    return conditioning

@@ -1,0 +1,109 @@
+"""The optimiser loop and each rule that stops it, alone."""
+
+import torch
+
+from ldm.models.diffusion.optimise import StopRule, mean_squared_residual, minimise
+
+TARGET = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(2, 3, 2, 2)
+
+
+def quadratic(x):
+    """Each sample's mean squared distance to its target."""
+    return mean_squared_residual(TARGET[: len(x)], x)
+
+
+def start(batch=1):
+    return torch.zeros((batch, 3, 2, 2), dtype=torch.float64)
+
+
+# The rules.
+
+
+def test_limit_alone():
+    found = minimise(quadratic, start(), StopRule(max_iters=7), lr=1e-2)
+    assert found.stops == ["limit"]
+    assert len(found.losses[0]) == 7
+
+
+def test_threshold_alone_stops_after_the_step_whose_loss_was_below_it():
+    found = minimise(quadratic, start(), StopRule(max_iters=1000, threshold=1e-3), lr=1e-2)
+    assert found.stops == ["threshold"]
+    losses = found.losses[0]
+    assert losses[-1] < 1e-3 <= losses[-2]
+    # That step was still taken: the result is better than the last loss says.
+    assert quadratic(found.x).item() < losses[-1]
+
+
+def test_a_loss_at_the_threshold_goes_on():
+    assert StopRule(max_iters=10, threshold=0.5).reason([0.5]) == ""
+    assert StopRule(max_iters=10, threshold=0.5).reason([0.4]) == "threshold"
+
+
+def test_plateau_alone_compares_with_the_loss_of_a_window_before():
+    rule = StopRule(max_iters=100, window=3)
+    assert rule.reason([1.0, 2.0, 3.0]) == ""  # the window only fills
+    assert rule.reason([1.0, 2.0, 3.0, 1.1]) == "plateau"
+    assert rule.reason([1.0, 2.0, 3.0, 1.0]) == ""
+    assert rule.reason([9.0, 1.0, 2.0, 3.0, 0.9]) == ""
+    # A step far too large oscillates: the first chance to stop is the one after the window.
+    found = minimise(quadratic, start(), StopRule(max_iters=100, window=3), lr=10.0)
+    assert found.stops == ["plateau"]
+    assert found.losses[0][-4] < found.losses[0][-1]
+
+
+def test_without_window_a_rising_loss_does_not_stop():
+    assert StopRule(max_iters=100).reason(list(range(1, 50))) == ""
+
+
+# The loop.
+
+
+def test_it_is_adamw_with_torchs_defaults():
+    x = torch.nn.Parameter(start())
+    optimiser = torch.optim.AdamW([x], lr=3e-2)
+    for _ in range(20):
+        optimiser.zero_grad()
+        torch.nn.functional.mse_loss(x, TARGET[:1]).backward()
+        optimiser.step()
+    assert torch.allclose(minimise(quadratic, start(), StopRule(max_iters=20), lr=3e-2).x, x, rtol=1e-12, atol=0)
+
+
+def test_weight_decay_pulls_what_the_loss_does_not_see():
+    x = torch.ones((1, 3, 2, 2), dtype=torch.float64)
+    found = minimise(lambda x: 0 * x.flatten(1).sum(1), x, StopRule(max_iters=10), lr=0.1, weight_decay=0.5)
+    assert torch.allclose(found.x, x * 0.95**10)
+    assert torch.equal(x, torch.ones_like(x))  # the start is left as it was
+
+
+def test_callback_sees_every_iteration_and_loss():
+    seen = []
+    found = minimise(quadratic, start(), StopRule(max_iters=4), 1e-2, callback=lambda i, loss: seen.append((i, loss)))
+    assert [i for i, _ in seen] == [0, 1, 2, 3]
+    assert [float(loss) for _, loss in seen] == found.losses[0]
+    assert not any(loss.requires_grad for _, loss in seen)
+
+
+def test_each_sample_of_a_batch_ends_as_it_would_alone():
+    # The second sample starts near its target and stops long before the first.
+    x = torch.cat([start(), TARGET[1:] + 0.01])
+    rule = StopRule(max_iters=300, threshold=1e-5)
+    both = minimise(quadratic, x, rule, lr=1e-2)
+    first = minimise(quadratic, x[:1], rule, lr=1e-2)
+    second = minimise(lambda z: mean_squared_residual(TARGET[1:], z), x[1:], rule, lr=1e-2)
+    assert len(second.losses[0]) < len(first.losses[0])
+    assert both.losses == first.losses + second.losses
+    assert both.stops == first.stops + second.stops
+    assert torch.equal(both.x, torch.cat([first.x, second.x]))
+
+
+def test_only_x_gets_a_gradient():
+    weight = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+    minimise(lambda x: mean_squared_residual(TARGET[:1], weight * x), start(), StopRule(max_iters=3), lr=1e-2)
+    assert weight.grad is None
+
+
+def test_it_works_where_gradients_are_off():
+    with torch.no_grad():
+        found = minimise(quadratic, start(), StopRule(max_iters=200, threshold=1e-3), lr=0.05)
+    assert found.stops == ["threshold"]
+    assert not found.x.requires_grad

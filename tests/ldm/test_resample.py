@@ -1,0 +1,444 @@
+"""Hard consistency on a Gaussian prior with an identity first stage, the reference's quirks, and what a run reports."""
+
+import math
+
+import pytest
+import torch
+
+from ldm.models.diffusion import resample
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.optimise import mean_squared_residual
+from ldm.models.diffusion.posterior import InverseProblem
+from ldm.models.diffusion.prior import DDIMSchedule, LatentPrior, ddim_step
+from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings, StageShares
+from tests.ldm.gaussian import GaussianLatents, soft_step_of
+from util.errors import UserError
+
+SHAPE = (3, 8, 8)
+QUICK = {"pixel": PixelSettings(max_iters=5), "latent": LatentSettings(max_iters=5)}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=seeded(seed))
+
+
+@pytest.fixture
+def model():
+    return GaussianLatents(0.3 * randn(*SHAPE), torch.full(SHAPE, 0.25, dtype=torch.float64))
+
+
+def left_half(x):
+    """An operator that sees the left half of an image."""
+    return x[..., :4]
+
+
+def restore(model, measurement, operator_fn=left_half, S=20, batch_size=1, settings=None, soft=True, **kwargs):
+    sampler = DDIMSampler(model)
+    condition_fn = soft_step_of(model, operator_fn) if soft else None
+    kwargs = {"verbose": False, "generator": seeded(), **kwargs}
+    return sampler.posterior_sampler(
+        measurement, condition_fn, operator_fn, S, batch_size, SHAPE, settings=settings, **kwargs
+    )[0]
+
+
+def prior_of(model, S=40, **kwargs):
+    return LatentPrior(model, DDIMSchedule.of(model.alphas_cumprod, S), generator=seeded(), **kwargs)
+
+
+# Hard consistency.
+
+
+def deviation_of_the_unseen(schedule, settings, variance):
+    """Standard deviation at the end of a run of a latent that nothing measures: all that happens to it is linear."""
+
+    def clean(k):  # Tweedie's estimate, as a factor on the latent's deviation from its mean
+        return schedule.alphas[k] ** 0.5 * variance / (schedule.alphas[k] * variance + 1 - schedule.alphas[k])
+
+    def step(k):
+        a, a_prev = schedule.alphas[k], schedule.alphas_prev[k]
+        return a_prev**0.5 * clean(k) + ((1 - a_prev) * (1 - a)) ** 0.5 / (a * variance + 1 - a)
+
+    spread = 1.0
+    for k in reversed(range(len(schedule))):
+        spread *= step(k) ** 2
+        if settings.stage_at(k, len(schedule)):
+            ahead = math.prod(step(j) for j in range(k - 4, k)) * clean(k - 5)
+            a_prev, sigma = schedule.alphas_prev[k], resample.resample_sigma(schedule, k, settings)
+            total = sigma + 1 - a_prev
+            spread *= ((sigma * a_prev**0.5 * ahead + 1 - a_prev) / total) ** 2
+            spread += sigma * (1 - a_prev) / total
+    return spread**0.5
+
+
+@pytest.mark.parametrize("stages", [StageShares(0, 0), StageShares(0, 1)], ids=["pixel", "latent"])
+def test_the_result_explains_the_measurement_and_the_unseen_part_stays_with_the_prior(model, stages):
+    settings = ResampleSettings(
+        interval=5,
+        stages=stages,
+        soft_step=False,
+        tweedie="exact",
+        travel_index="exact",
+        pixel=PixelSettings(weight_decay=0),
+        latent=LatentSettings(lr=1e-2, max_iters=2000, weight_decay=0),
+    )
+    truth = model.mean + 0.5 * randn(8, *SHAPE, seed=1)
+    measurement = left_half(truth)
+    z = restore(model, measurement, S=100, batch_size=8, settings=settings, soft=False)
+    assert (mean_squared_residual(measurement, left_half(z)) < 1e-6).all()
+    # 768 unseen numbers, independent under the prior: mean and deviation within 4 standard errors.
+    unseen = (z - model.mean)[..., 4:]
+    expected = deviation_of_the_unseen(DDIMSchedule.of(model.alphas_cumprod, 100), settings, 0.25)
+    assert 0.35 < expected < 0.5  # the prior's 0.5, a little less: the clean latent is a mean, not a draw
+    assert unseen.mean().abs() < 4 * expected / 768**0.5
+    assert unseen.std().item() == pytest.approx(expected, rel=4 / (2 * 768) ** 0.5)
+
+
+def test_a_single_event_moves_what_the_operator_sees_and_nothing_else(model):
+    p0, measurement = randn(1, *SHAPE), randn(1, 3, 8, 4, seed=1)
+    problem = InverseProblem(measurement, left_half)
+    settings = ResampleSettings(
+        pixel=PixelSettings(weight_decay=0), latent=LatentSettings(lr=1e-2, max_iters=2000, weight_decay=0)
+    )
+    for stage in ("pixel", "latent"):
+        clean, minimum = resample.fit(model, problem, p0, stage, settings)
+        assert minimum.stops == ["threshold"]
+        assert mean_squared_residual(measurement, left_half(clean)) < 1e-6
+        assert torch.equal(clean[..., 4:], p0[..., 4:])
+
+
+def test_resampling_draws_from_the_product_of_two_gaussians():
+    clean, z = torch.full((20000,), 0.5, dtype=torch.float64), torch.full((20000,), -1.0, dtype=torch.float64)
+    a_prev, sigma = 0.6, 1.7
+    drawn = resample.resample(clean, z, a_prev, sigma, randn(20000))
+    precision = 1 / sigma + 1 / (1 - a_prev)
+    mean = (z[0] / sigma + a_prev**0.5 * clean[0] / (1 - a_prev)) / precision
+    assert drawn.mean().item() == pytest.approx(mean.item(), abs=5 * (1 / precision / 20000) ** 0.5)
+    assert drawn.var().item() == pytest.approx(1 / precision, rel=0.05)
+
+
+# Dps: steps 1 to 3 only.
+
+
+def test_dps_is_resample_without_hard_consistency(model):
+    measurement = left_half(randn(1, *SHAPE, seed=1))
+    none = ResampleSettings(stages=StageShares(plain=1, latent=0), final=False)
+    events = []
+    alone = restore(model, measurement, cond_method="dps", callback=events.append)
+    assert torch.equal(alone, restore(model, measurement, settings=none))
+    assert {event.stage for event in events} == {"soft"}
+
+
+def test_the_soft_step_is_its_equation(model):
+    problem = InverseProblem(left_half(randn(2, *SHAPE, seed=1)), left_half, soft_step_of(model, left_half))
+    prior, index, z = prior_of(model), 17, randn(2, *SHAPE, seed=2)
+    a = prior.schedule.alphas[index]
+    z_next, x0, norm = resample.soft_step(prior, problem, z, index, ResampleSettings(soft_scale=0.7))
+    e = model.apply_model(z, torch.full((2,), prior.schedule.timesteps[index]))
+    assert torch.allclose(x0, (z - (1 - a) ** 0.5 * e) / a**0.5)
+    residual = problem.measurement - left_half((z - (1 - a) * e) / a**0.5)
+    for sample in range(2):
+        assert norm[sample].item() == pytest.approx(residual[sample].norm().item())
+        # The norm's gradient: minus the unit residual through A^T, over sqrt(a); the noise estimate is constant.
+        gradient = torch.nn.functional.pad(-residual[sample] / residual[sample].norm(), (0, 4)) / a**0.5
+        plain = prior.schedule.alphas_prev[index] ** 0.5 * x0[sample]
+        plain = plain + (1 - prior.schedule.alphas_prev[index]) ** 0.5 * e[sample]
+        assert torch.allclose(z_next[sample], plain - 0.7 * a * gradient)
+    assert not z_next.requires_grad
+    assert not x0.requires_grad
+
+
+def test_a_run_without_soft_step_needs_no_condition_function(model):
+    measurement = left_half(randn(1, *SHAPE, seed=1))
+    assert restore(model, measurement, settings=ResampleSettings(soft_step=False, **QUICK), soft=False).isfinite().all()
+
+
+# The reference's quirks, each switchable.
+
+
+def test_tweedie():
+    schedule = DDIMSchedule((1, 501), (0.9, 0.3), (0.95, 0.9), (0.0, 0.0))
+    z, e = randn(1, *SHAPE), randn(1, *SHAPE, seed=1)
+    quirk, exact = (ddim_step(z, e, schedule, 1, z, tweedie) for tweedie in ("reference", "exact"))
+    assert torch.allclose(quirk.pseudo_x0, (z - 0.7 * e) / 0.3**0.5)
+    assert torch.allclose(exact.pseudo_x0, (z - 0.7**0.5 * e) / 0.3**0.5)
+    assert torch.equal(quirk.x_prev, exact.x_prev)
+
+
+def test_tweedie_reaches_soft_step_and_time_travel(model):
+    prior, z = prior_of(model), randn(1, *SHAPE)
+    seen = []
+
+    def condition_fn(x_t, x_0_hat, **_):
+        seen.append(x_0_hat.detach())
+        return x_t, x_0_hat.norm()
+
+    problem = InverseProblem(z, left_half, condition_fn)
+    _, x0, _ = resample.soft_step(prior, problem, z, 20, ResampleSettings(tweedie="exact"))
+    assert torch.equal(seen[0], x0)
+    ahead = resample.time_travel(prior, z, 20, ResampleSettings(tweedie="exact"))
+    assert torch.equal(ahead.pseudo_x0, ahead.pred_x0)
+
+
+@pytest.mark.parametrize(("travel_index", "lag"), [("reference", 1), ("exact", 0)])
+@pytest.mark.parametrize(("index", "length", "steps"), [(20, 5, 5), (20, 2, 2), (3, 5, 3), (1, 5, 1)])
+def test_time_travel(model, travel_index, lag, index, length, steps):
+    prior, z = prior_of(model), randn(1, *SHAPE)
+    ahead = resample.time_travel(prior, z, index, ResampleSettings(travel_index=travel_index, travel_length=length))
+    # The network is told the latent's own timestep, from the one that the step from `index` led to.
+    told = [prior.schedule.timesteps[k] for k in range(index - 1, index - 1 - steps, -1)]
+    assert [t.item() for t in model.calls] == told
+    for k in range(index - 1, index - 1 - steps, -1):
+        e = model.apply_model(z, torch.tensor([prior.schedule.timesteps[k]]))
+        step = ddim_step(z, e, prior.schedule, k + lag, torch.zeros_like(z))
+        z = step.x_prev
+    assert torch.equal(ahead.pseudo_x0, step.pseudo_x0)
+
+
+def test_resample_variance():
+    schedule = DDIMSchedule((1, 501), (0.9, 0.3), (0.95, 0.9), (0.0, 0.0))
+    quirk = resample.resample_sigma(schedule, 1, ResampleSettings(gamma=2))
+    assert quirk == pytest.approx(2 * 0.1 / 0.7 * (1 - 0.3 / 0.9))
+    paper = resample.resample_sigma(schedule, 1, ResampleSettings(gamma=2, resample_variance="paper"))
+    assert paper == pytest.approx(2 * 0.1 / 0.3 * (1 - 0.3 / 0.9))
+
+
+def test_the_latent_stage_decodes_through_the_codebook_unless_told_not_to(model, monkeypatch):
+    quantised = []
+    monkeypatch.setattr(model, "quantize", lambda z: quantised.append(1) or z)
+    problem, z = InverseProblem(left_half(randn(1, *SHAPE)), left_half), randn(1, *SHAPE, seed=1)
+    resample.fit_latent(model, problem, z, LatentSettings(max_iters=3, quantise=False))
+    assert quantised == []
+    resample.fit_latent(model, problem, z, LatentSettings(max_iters=3))
+    assert len(quantised) == 3
+
+
+# The noise floor.
+
+
+def test_eps_noise_stops_at_the_noise_floor(model):
+    truth, sigma = randn(1, *SHAPE), 0.1
+    problem = InverseProblem(left_half(truth) + sigma * randn(1, 3, 8, 4, seed=1), left_half, noise_sigma=sigma)
+    found = resample.fit_pixel(problem, torch.zeros(1, *SHAPE, dtype=torch.float64), PixelSettings(eps="noise"))
+    assert found.stops == ["threshold"]
+    assert found.losses[0][-1] < sigma**2 <= found.losses[0][-2]
+
+
+def test_eps_noise_of_an_unknown_level_is_refused_before_any_work(model):
+    with pytest.raises(UserError, match="not known"):
+        restore(model, left_half(randn(1, *SHAPE)), settings=ResampleSettings(latent=LatentSettings(eps="noise")))
+    assert model.calls == []
+
+
+def test_the_level_reaches_every_stage(model):
+    settings = ResampleSettings(
+        interval=2, soft_step=False, pixel=PixelSettings(eps="noise"), latent=LatentSettings(lr=0.05, eps="noise")
+    )
+    events = []
+    measurement = left_half(model.mean[None] + 0.5 * randn(1, *SHAPE, seed=1))
+    restore(model, measurement, S=12, settings=settings, noise_sigma=0.2, soft=False, callback=events.append)
+    fitted = [event for event in events if event.stage != "ddim"]
+    assert {event.stage for event in fitted} == {"pixel", "latent", "final"}
+    assert all(event.stop == "threshold" and event.last_loss < 0.04 for event in fitted)
+
+
+# The run.
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 9, 10, 11, 30, 300, 999, 1000])
+def test_any_number_of_steps_runs_as_many(model, steps):
+    events, images = [], []
+    settings = ResampleSettings(soft_step=False, interval=1 if steps < 12 else 100, **QUICK)
+    z = restore(
+        model,
+        left_half(randn(1, *SHAPE, seed=1)),
+        S=steps,
+        settings=settings,
+        soft=False,
+        callback=events.append,
+        img_callback=lambda x0, i: images.append(i),
+    )
+    plain = [event for event in events if event.stage == "ddim"]
+    assert [event.step for event in plain] == images == list(range(steps))
+    assert [event.timestep for event in plain] == list(reversed(DDIMSchedule.of(model.alphas_cumprod, steps).timesteps))
+    assert all(0 <= t.item() < 1000 for t in model.calls)
+    assert z.isfinite().all()
+
+
+def test_the_default_run_has_the_references_cost(model):
+    events = []
+    restore(
+        model, left_half(randn(1, *SHAPE, seed=1)), S=500, settings=ResampleSettings(**QUICK), callback=events.append
+    )
+    assert len(model.calls) == 665
+    stages = [event.stage for event in events]
+    assert {name: stages.count(name) for name in set(stages)} == {"soft": 500, "pixel": 17, "latent": 16, "final": 1}
+
+
+def test_events_say_what_was_done(model):
+    events = []
+    restore(
+        model, left_half(randn(1, *SHAPE, seed=1)), S=40, settings=ResampleSettings(**QUICK), callback=events.append
+    )
+    pixel, latent, final = (event for event in events if event.stage != "soft")
+    assert (pixel.stage, pixel.step, pixel.timestep) == ("pixel", 19, 501)
+    assert (latent.stage, latent.step, latent.timestep) == ("latent", 29, 251)
+    assert (final.stage, final.step, final.timestep) == ("final", 40, 0)
+    for event in (pixel, latent, final):
+        assert (event.iterations, event.stop) == (5, "limit")
+        assert event.first_loss > event.last_loss > 0
+        assert event.seconds > 0
+
+
+def test_a_final_stage_can_be_left_out_or_be_its_own(model):
+    measurement = left_half(randn(1, *SHAPE, seed=1))
+    for final, iterations in ((False, []), (LatentSettings(max_iters=9), [9])):
+        events = []
+        restore(model, measurement, settings=ResampleSettings(final=final, **QUICK), callback=events.append)
+        assert [event.iterations for event in events if event.stage == "final"] == iterations
+
+
+def test_the_picture_of_an_event_is_that_of_its_last_travel_step(model):
+    pictures = {}
+    settings = ResampleSettings(soft_step=False, final=False, **QUICK)
+    restore(
+        model,
+        left_half(randn(1, *SHAPE, seed=1)),
+        S=40,
+        settings=settings,
+        soft=False,
+        img_callback=lambda x0, i: pictures.__setitem__(i, x0),
+    )
+    # The same run, up to the first event by hand.
+    prior = LatentPrior(model, DDIMSchedule.of(model.alphas_cumprod, 40), generator=seeded())
+    z = prior.noise_like(torch.empty((1, *SHAPE), dtype=torch.float64))
+    for index in range(39, 19, -1):
+        z, x0, _ = prior.ddim_step(z, index)
+        if index > 20:
+            assert torch.equal(pictures[39 - index], x0)
+    assert torch.equal(pictures[19], resample.time_travel(prior, z, 20, settings).pred_x0)
+
+
+def test_unknown_samplers_list_the_known(model):
+    with pytest.raises(UserError, match="did you mean 'resample'.*dps, resample"):
+        restore(model, left_half(randn(1, *SHAPE)), cond_method="resampel")
+
+
+def test_a_measurement_of_another_batch_is_refused(model):
+    with pytest.raises(UserError, match="3 measurements for a batch of 2"):
+        restore(model, left_half(randn(3, *SHAPE)), batch_size=2)
+
+
+# Batches: each sample has its own norm, loss and stopping.
+
+
+def test_each_sample_of_a_batch_is_restored_as_it_would_be_alone(model, monkeypatch):
+    x_T, measurement = randn(2, *SHAPE, seed=4), left_half(torch.stack([3 * randn(*SHAPE, seed=1), model.mean]))
+    settings = ResampleSettings(
+        interval=4, pixel=PixelSettings(eps=0.03), latent=LatentSettings(lr=0.05, eps=0.03, window=20)
+    )
+
+    def run(samples):
+        stream, events = seeded(), []
+
+        def noise(shape, *_):  # each sample sees the noise that it sees in the batch of both
+            return torch.randn((2, *SHAPE), dtype=torch.float64, generator=stream)[samples]
+
+        monkeypatch.setattr("ldm.models.diffusion.prior.standard_normal", noise)
+        start = x_T[samples]
+        z = restore(
+            model,
+            measurement[samples],
+            batch_size=len(start),
+            x_T=start,
+            settings=settings,
+            callback=events.append,
+        )
+        return z, events
+
+    both, events = run(slice(0, 2))
+    for sample in (0, 1):
+        alone, own = run(slice(sample, sample + 1))
+        assert torch.allclose(both[sample], alone[0], rtol=0, atol=1e-12)
+        theirs = [event for event in events if event.sample == sample]
+        assert [(e.stage, e.iterations, e.stop) for e in theirs] == [(e.stage, e.iterations, e.stop) for e in own]
+    lengths = [[e.iterations for e in events if e.sample == sample and e.stage != "soft"] for sample in (0, 1)]
+    assert lengths[0] != lengths[1]
+
+
+def test_one_measurement_serves_several_samples_and_events_name_them(model):
+    events = []
+    measurement = left_half(randn(1, *SHAPE, seed=1))
+    z = restore(model, measurement, batch_size=3, settings=ResampleSettings(**QUICK), callback=events.append)
+    assert z.shape == (3, *SHAPE)
+    assert not torch.allclose(z[0], z[1])
+    assert [event.sample for event in events if event.stage == "final"] == [0, 1, 2]
+
+
+# Gradients, noise, dtype.
+
+
+def test_no_parameter_of_network_or_operator_receives_a_gradient(model):
+    kernel = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+    measurement = left_half(randn(1, *SHAPE, seed=1))
+    z = restore(model, measurement, lambda x: kernel * left_half(x), settings=ResampleSettings(interval=2, **QUICK))
+    assert not z.requires_grad
+    assert [p.grad for p in (*model.parameters(), kernel)] == [None, None, None]
+
+
+def test_no_graph_is_kept_between_steps(model):
+    kept = []
+    settings = ResampleSettings(interval=2, **QUICK)
+    sampler = DDIMSampler(model)
+    measurement = left_half(randn(1, *SHAPE, seed=1))
+
+    def condition_fn(x_t, x_prev, **kwargs):
+        kept.append(x_prev)
+        assert x_prev.is_leaf  # nothing behind it but the step before
+        return soft_step_of(model, left_half)(x_t=x_t, x_prev=x_prev, **kwargs)
+
+    _, intermediates = sampler.posterior_sampler(
+        measurement, condition_fn, left_half, 20, 1, SHAPE, settings=settings, verbose=False, log_every_t=1
+    )
+    assert len(kept) == 20
+    assert not any(z.requires_grad for part in intermediates.values() for z in part)
+
+
+def test_draws_are_z_then_one_a_step_travel_included_then_one_a_resampling(model):
+    used, counted = seeded(3), seeded(3)
+    settings = ResampleSettings(interval=5, **QUICK)
+    restore(model, left_half(randn(1, *SHAPE, seed=1)), S=20, settings=settings, generator=used)
+    events, travel = 2, 10  # indices 10 and 5; five travel steps each
+    for _ in range(1 + 20 + travel + events):
+        torch.randn((1, *SHAPE), dtype=torch.float64, generator=counted)
+    assert torch.equal(used.get_state(), counted.get_state())
+
+
+def test_noise_is_drawn_in_contiguous_layout_whatever_the_networks(model):
+    measurement = left_half(randn(2, *SHAPE, seed=1))
+    settings = ResampleSettings(interval=5, **QUICK)
+    plain = restore(model, measurement, batch_size=2, settings=settings, eta=1.0)
+    model.memory_format = torch.channels_last
+    assert torch.allclose(restore(model, measurement, batch_size=2, settings=settings, eta=1.0), plain, atol=1e-9)
+
+
+def test_global_random_state_is_left_alone(model):
+    before = torch.get_rng_state()
+    restore(model, left_half(randn(1, *SHAPE, seed=1)), settings=ResampleSettings(interval=5, **QUICK))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_computes_in_the_measurements_dtype(model):
+    model.float()
+    z = restore(model, left_half(randn(1, *SHAPE)).float(), settings=ResampleSettings(interval=5, **QUICK))
+    assert z.dtype == torch.float32
+
+
+def test_it_runs_where_gradients_are_off(model):
+    measurement = left_half(randn(1, *SHAPE, seed=1))
+    with torch.no_grad():
+        quiet = restore(model, measurement, settings=ResampleSettings(**QUICK))
+    assert torch.equal(quiet, restore(model, measurement, settings=ResampleSettings(**QUICK)))

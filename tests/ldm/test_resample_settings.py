@@ -1,0 +1,165 @@
+"""The solver's settings: defaults, stages, what is refused and how it is told."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings, StageShares
+from util.errors import UserError
+
+PRESETS = Path(__file__).resolve().parents[2] / "configs" / "presets"
+
+
+def preset(name):
+    return ResampleSettings.from_config(yaml.safe_load((PRESETS / name).read_text())["conditioning"]["resample"])
+
+
+def leaves(config):
+    return {key: leaves(value) if isinstance(value, dict) else None for key, value in config.items()}
+
+
+# Defaults and presets.
+
+
+def test_the_reference_preset_names_every_setting_with_its_default():
+    assert preset("reference.yaml") == ResampleSettings()
+    written = yaml.safe_load((PRESETS / "reference.yaml").read_text())["conditioning"]["resample"]
+    assert leaves(written) == leaves(ResampleSettings().to_config())
+
+
+def test_the_paper_preset_mends_the_formulas_and_leaves_out_the_soft_step():
+    assert preset("paper.yaml") == ResampleSettings(
+        soft_step=False, tweedie="exact", travel_index="exact", resample_variance="paper"
+    )
+
+
+def test_defaults_are_the_references_constants():
+    settings = ResampleSettings()
+    assert (settings.interval, settings.travel_length, settings.gamma, settings.soft_scale) == (10, 5, 40.0, 0.5)
+    assert settings.pixel == PixelSettings(lr=1e-2, weight_decay=1e-2, max_iters=2000, eps=1e-3, window=None)
+    assert settings.latent == LatentSettings(lr=5e-3, weight_decay=1e-2, max_iters=500, eps=1e-3, window=200)
+    assert settings.final_stage == settings.latent
+
+
+# Stages.
+
+
+def test_stages_are_the_references_for_every_number_of_steps():
+    settings = ResampleSettings()
+    for steps in range(1, 1001):
+        for k in range(steps):
+            expected = None
+            if 0 < k <= steps - steps // 3 and k % 10 == 0:
+                expected = "pixel" if k >= steps // 3 else "latent"
+            assert settings.stage_at(k, steps) == expected
+
+
+def test_five_hundred_steps_have_33_events():
+    stages = [ResampleSettings().stage_at(k, 500) for k in range(500)]
+    assert (stages.count("pixel"), stages.count("latent")) == (17, 16)
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ({"plain": 0, "latent": 0}, ["pixel"] * 9),
+        ({"plain": 0, "latent": 1}, ["latent"] * 9),
+        ({"plain": 1, "latent": 0}, [None] * 9),
+        ({"plain": 0.5, "latent": "1/4"}, ["latent"] + ["pixel"] * 4 + [None] * 4),
+    ],
+)
+def test_stages_by_share(shares, expected):
+    settings = ResampleSettings.from_config({"interval": 1, "stages": shares})
+    assert [settings.stage_at(k, 10) for k in range(10)] == [None, *expected]
+
+
+# Stopping.
+
+
+def test_eps_is_a_root_mean_square():
+    assert PixelSettings(eps=0.05).threshold(None) == 0.05**2
+    assert PixelSettings(eps="noise").threshold(0.05) == 0.05**2
+
+
+def test_eps_noise_of_a_clean_measurement_is_the_references():
+    assert PixelSettings(eps="noise").threshold(0.0) == PixelSettings().threshold(None) == 1e-6
+
+
+@pytest.mark.parametrize("part", ["pixel", "latent", "final"])
+def test_an_unknown_noise_level_is_refused_wherever_it_is_asked_for(part):
+    settings = ResampleSettings.from_config({part: {"eps": "noise"}})
+    settings.check_noise_level(0.01)
+    with pytest.raises(UserError, match="not known"):
+        settings.check_noise_level(None)
+
+
+# Reading.
+
+
+def test_a_mapping_names_only_what_differs_and_comes_back():
+    config = {"interval": 20, "stages": {"plain": 0.25}, "latent": {"eps": "noise"}, "pixel": {"lr": "1e-2"}}
+    settings = ResampleSettings.from_config(OmegaConf.create(config))
+    assert settings == ResampleSettings(
+        interval=20, stages=StageShares(plain=Fraction(1, 4)), latent=LatentSettings(eps="noise")
+    )
+    assert ResampleSettings.from_config(yaml.safe_load(yaml.safe_dump(settings.to_config()))) == settings
+    assert ResampleSettings.from_config(None) == ResampleSettings()
+
+
+def test_the_final_stage_follows_the_latent_one_but_where_it_differs():
+    latent = {"latent": {"lr": 0.1, "max_iters": 7}}
+    assert ResampleSettings.from_config(latent).final_stage == LatentSettings(lr=0.1, max_iters=7)
+    assert ResampleSettings.from_config({**latent, "final": False}).final_stage is None
+    changed = ResampleSettings.from_config({**latent, "final": {"max_iters": 9}})
+    assert changed.final_stage == LatentSettings(lr=0.1, max_iters=9)
+    assert ResampleSettings.from_config(changed.to_config()) == changed
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"gama": 1}, r"unknown setting of conditioning.resample 'gama': did you mean 'gamma'\?"),
+        ({"latent": {"widow": 1}}, r"conditioning.resample.latent 'widow': did you mean 'window'\?"),
+        ({"final": {"lrs": 1}}, r"conditioning.resample.final 'lrs': did you mean 'lr'\?"),
+        ({"pixel": {"quantise": False}}, r"unknown setting of conditioning.resample.pixel 'quantise'"),
+        ({"interval": 0}, "conditioning.resample.interval is 0: must be a whole number, 1 or more"),
+        ({"interval": 2.5}, "interval is 2.5: must be a whole number"),
+        ({"interval": True}, "interval is True: must be a whole number"),
+        ({"interval": None}, "interval is None: must be a whole number"),
+        ({"travel_length": "five"}, "travel_length is 'five'"),
+        ({"gamma": 0}, "gamma is 0: must be a number above 0"),
+        ({"gamma": float("nan")}, "gamma is nan"),
+        ({"gamma": "inf"}, "gamma is 'inf'"),
+        ({"soft_scale": -1}, "soft_scale is -1: must be a number, 0 or more"),
+        ({"soft_step": "yes"}, "soft_step is 'yes': must be true or false"),
+        ({"soft_step": 1}, "soft_step is 1: must be true or false"),
+        ({"tweedie": "paper"}, "tweedie is 'paper': must be one of reference, exact"),
+        ({"resample_variance": ["paper"]}, "resample_variance is .*: must be one of reference, paper"),
+        ({"pixel": {"lr": -1}}, "conditioning.resample.pixel.lr is -1: must be a number above 0"),
+        ({"pixel": {"eps": 0}}, "pixel.eps is 0: must be a number above 0, or 'noise'"),
+        ({"pixel": {"window": 0}}, "pixel.window is 0: must be a whole number, 1 or more, or null"),
+        ({"pixel": {"max_iters": 1e400}}, "pixel.max_iters is inf"),
+        ({"latent": 3}, "conditioning.resample.latent is 3: must be a mapping"),
+        ({"latent": {"lr": 0}, "final": {}}, "conditioning.resample.latent.lr is 0"),
+        ({"final": 3}, "final is 3: must be true, false or a mapping"),
+        ({"stages": {"plain": 1.5}}, "stages.plain is 1.5: must be a share from 0 to 1"),
+        ({"stages": {"plain": "1/0"}}, "stages.plain is '1/0'"),
+        ({"stages": {"plain": True}}, "stages.plain is True"),
+        ({"stages": {"plain": 0.7, "latent": 0.4}}, "conditioning.resample.stages.plain is 7/10 and latent 2/5"),
+        ([1], "conditioning.resample is .*: must be a mapping"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(config, told):
+    with pytest.raises(UserError, match=told) as caught:
+        ResampleSettings.from_config(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_made_in_code_are_checked_too():
+    with pytest.raises(UserError, match="gamma is -1"):
+        ResampleSettings(gamma=-1)
+    with pytest.raises(UserError, match="latent is .*: must be LatentSettings"):
+        ResampleSettings(latent=PixelSettings())
