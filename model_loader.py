@@ -19,7 +19,7 @@ from util.errors import UserError
 from util.registry import unknown
 from util.yaml_files import load_yaml
 
-__all__ = ["get_model", "load_model_from_config", "load_yaml", "require_checkpoint", "resolve_device"]
+__all__ = ["build_model", "get_model", "load_model_from_config", "load_yaml", "require_checkpoint", "resolve_device"]
 
 logger = logging.getLogger("resample")
 
@@ -129,6 +129,15 @@ def load_model_from_config(
     _check_schedule(model, state, ckpt)
     model.load_state_dict(state, strict=False, assign=True)
     return model.to(device).eval().requires_grad_(False)
+
+
+def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
+    """Build a model without weights, on the meta device, to ask what it takes. ``config`` is its YAML as a mapping.
+
+    Raises:
+        UserError: the configuration builds no model.
+    """
+    return _build(_model_config(config))
 
 
 def _model_config(config: Mapping[str, Any]) -> dict[str, Any]:

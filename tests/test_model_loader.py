@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,7 +16,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from ldm.util import instantiate_from_config
-from model_loader import get_model, load_model_from_config, load_yaml, require_checkpoint, resolve_device
+from model_loader import (
+    build_model,
+    get_model,
+    load_model_from_config,
+    load_yaml,
+    require_checkpoint,
+    resolve_device,
+)
 from tests.reference.recorded import HERE, recorded, relative_error
 from util.errors import UserError
 
@@ -192,6 +200,21 @@ def test_the_moving_average_is_used_only_when_asked_for(state, ckpt):
 def test_a_moving_average_that_is_not_there_is_an_error(state, ckpt):
     with pytest.raises(UserError, match="no complete moving average"):
         load_model_from_config(CONFIG, ckpt(state), use_ema=True)
+
+
+def test_a_model_without_weights_takes_no_memory_and_knows_its_schedule(state):
+    model = build_model(CONFIG)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(model.alphas_cumprod, state["alphas_cumprod"])
+
+
+def test_building_does_not_import_the_compiler(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    code = (
+        "import sys; from model_loader import build_model, load_yaml; "
+        f"build_model(load_yaml({str(tmp_path / 'config.yaml')!r})); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 FIRST_STAGE = "first_stage_model."
