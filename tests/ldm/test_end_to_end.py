@@ -187,3 +187,39 @@ def test_a_kl_model_encodes_by_the_mode_times_scale_factor_and_runs_end_to_end()
         settings=ResampleSettings(interval=2, pixel=settings, latent=LatentSettings(max_iters=3)),
     )
     assert latent.isfinite().all()
+
+
+def test_a_class_conditional_model_is_guided_between_its_class_and_none():
+    unet = {
+        **PARTS_META["params"]["unet_config"]["params"],
+        "use_spatial_transformer": True,
+        "transformer_depth": 1,
+        "context_dim": 8,
+    }
+    params = {
+        **PARTS_META["params"],
+        "unet_config": {**PARTS_META["params"]["unet_config"], "params": unet},
+        "cond_stage_config": {
+            "target": "ldm.modules.encoders.modules.ClassEmbedder",
+            "params": {"n_classes": 11, "embed_dim": 8, "key": "class_label"},
+        },
+    }
+    model = fill_parameters(LatentDiffusion(**OmegaConf.create(params)), 2)
+    sampler, z = DDIMSampler(model), PARTS["latent/z_init"]
+    some, none = (model.get_learned_conditioning({"class_label": torch.tensor([label])}) for label in (3, 10))
+    got, _ = sampler.sample(
+        1,
+        1,
+        z.shape[1:],
+        conditioning=some,
+        x_T=z,
+        verbose=False,
+        unconditional_guidance_scale=3.0,
+        unconditional_conditioning=none,
+    )
+    t = torch.tensor(sampler.ddim_timesteps)
+    e_some, e_none = (model.apply_model(z, t, condition) for condition in (some, none))
+    assert not torch.allclose(e_some, e_none, rtol=0.01)
+    e, a, a_prev = e_none + 3 * (e_some - e_none), sampler.schedule.alphas[0], sampler.schedule.alphas_prev[0]
+    expected = a_prev**0.5 * (z - (1 - a) ** 0.5 * e) / a**0.5 + (1 - a_prev) ** 0.5 * e
+    assert relative_error(got, expected) < 1e-12
