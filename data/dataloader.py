@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.pictures import check_picture, find_pictures, read_picture
+from data.pictures import check_picture, find_pictures, read_picture, read_size
 from util.errors import UserError
 from util.registry import Registry
 
@@ -101,8 +101,11 @@ class PictureFolder(Dataset):
         name, path = self.pictures[index]
         return Item(name, path, self.transforms(read_picture(path, self.size, self.resize)))
 
-    def check(self) -> None:
+    def check(self, fits: Callable[[int, int], Any] | None = None) -> None:
         """Check every picture's header, decoding nothing.
+
+        Args:
+            fits: raises a UserError for a (height, width) that cannot be used.
 
         Raises:
             UserError: naming the pictures that cannot be used, one a line.
@@ -111,12 +114,20 @@ class PictureFolder(Dataset):
         for _, path in self.pictures:
             try:
                 check_picture(path, self.size, self.resize)
+                if fits is not None:
+                    self._check_fit(path, fits)
             except UserError as error:
                 problems.append(str(error))
         if len(problems) > MAX_NAMED:
             problems[MAX_NAMED:] = [f"and {len(problems) - MAX_NAMED} more pictures"]
         if problems:
             raise UserError("\n".join(problems))
+
+    def _check_fit(self, path: Path, fits: Callable[[int, int], Any]) -> None:
+        try:
+            fits(*(self.size or read_size(path)))
+        except UserError as error:
+            raise UserError(f"{str(path)!r}: {error}") from error
 
 
 def _collate(items: list[Item]) -> Batch:

@@ -7,9 +7,10 @@ import io
 import json
 import os
 import platform
+import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from util.errors import UserError
+from util.logger import LOGGER
+from util.metrics import psnr, ssim
 
+TRACE = ("step", "timestep", "stage", "iterations", "first_loss", "last_loss", "stop", "seconds")
+PROGRESS_PICTURES = 8
 METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")
 
 
@@ -69,6 +74,12 @@ def to_uint8(image: Tensor) -> np.ndarray:
     return ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
+def score(truth: Tensor, image: Tensor) -> tuple[float, float]:
+    """Return PSNR in decibels and SSIM of an image (1, 3, H, W) in [-1, 1], both as 8 bits, as they are written."""
+    pair = to_uint8(truth) / 255, to_uint8(image) / 255
+    return psnr(*pair), ssim(*pair)
+
+
 class RunFolder:
     """The folder of a run.
 
@@ -94,66 +105,112 @@ class RunFolder:
         """Write `settings.yaml`."""
         write_whole(self.root / "settings.yaml", yaml.safe_dump(dict(settings), sort_keys=False).encode())
 
+    def write_restoration(
+        self, image: str, sample: int, truth: Tensor, measurement: Tensor, restoration: Tensor
+    ) -> None:
+        """Write the three pictures of a restoration, each (1, C, H, W) in [-1, 1]."""
+        name = self.name(image, sample)
+        for folder, picture in (("input", measurement), ("label", truth), ("recon", restoration)):
+            self.write_picture(folder, name, to_uint8(picture))
+
     def write_picture(self, folder: str, name: str, picture: np.ndarray) -> None:
         """Write 8-bit pixels (H, W, 3) or (H, W, 1) as `<folder>/<name>.png`."""
         buffer = io.BytesIO()
         Image.fromarray(picture.squeeze()).save(buffer, format="png")
         write_whole(self.root / folder / f"{name}.png", buffer.getvalue())
 
-    def write_measurement(self, image: str, tensors: Mapping[str, Tensor], operator: Mapping[str, Any]) -> None:
-        """Write `label/<image>.safetensors`, with the operator's settings in its header."""
+    def write_measurement(self, image: str, tensors: Mapping[str, Tensor], made_by: Mapping[str, Any]) -> None:
+        """Write `label/<image>.safetensors`, with the settings that made it in its header."""
         tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        content = save(tensors, metadata={"operator": json.dumps(operator)})
+        content = save(tensors, metadata={"made_by": json.dumps(made_by)})
         write_whole(self.root / "label" / f"{image}.safetensors", content)
 
-    def write_trace(self, name: str, events: Sequence[Any]) -> None:
-        """Write the sampler's events (dataclasses, all of one type) as `progress/<name>/trace.csv`."""
-        if events:
-            columns = [f.name for f in fields(events[0])]
-            write_whole(self.root / "progress" / name / "trace.csv", _csv(columns, map(asdict, events)))
+    def write_trace(self, image: str, sample: int, events: Sequence[Any]) -> None:
+        """Write what the sampler did (one dataclass instance for each event) as `trace.csv` beside the progress."""
+        path = self.root / "progress" / self.name(image, sample) / "trace.csv"
+        write_whole(path, _csv(TRACE, map(asdict, events)))
 
-    def add_metrics(self, **row: Any) -> None:
-        """Add a row to `metrics.csv`; the keywords are its columns, `METRICS`."""
-        self._metrics.append(row)
+    def add_metrics(
+        self, image: str, sample: int, score: tuple[float, float], baseline: tuple[float, float], seconds: float
+    ) -> None:
+        """Add a restoration to `metrics.csv`: (PSNR, SSIM) of itself and of the baseline, and the time it took."""
+        self._metrics.append(dict(zip(METRICS, (image, sample, *score, *baseline, seconds), strict=True)))
         write_whole(self.root / "metrics.csv", _csv(METRICS, self._metrics))
+        LOGGER.info("%s: %.2f dB, baseline %.2f dB, %.1f s", self.name(image, sample), score[0], baseline[0], seconds)
 
     def table(self) -> str:
-        """Return the means over all rows beside the baseline's, as text."""
+        """Return the means over all restorations beside the baseline's, as text."""
         mean = {key: float(np.mean([row[key] for row in self._metrics])) for key in METRICS[2:]}
         return (
             f"{'':12s} {'PSNR/dB':>8s} {'SSIM':>7s}\n"
             f"{'baseline':12s} {mean['baseline_psnr']:8.2f} {mean['baseline_ssim']:7.3f}\n"
             f"{'restoration':12s} {mean['psnr']:8.2f} {mean['ssim']:7.3f}\n"
-            f"{len(self._metrics)} restorations, {mean['seconds']:.1f} s each"
+            f"{len(self._metrics)} restorations, {mean['seconds']:.1f} s each, in {self.root}"
         )
+
+
+class Recorder:
+    """Follows one restoration: keeps the sampler's events, and writes its estimate at a few steps as pictures.
+
+    Used as a context manager around the restoration, whose duration is then in `seconds`.
+
+    Args:
+        run: where pictures go, as `progress/<name>/step_<step>.png`.
+        name: the restoration's name.
+        steps: sampling steps of the run.
+        decode: latents (1, C, h, w) to images (1, 3, H, W) in [-1, 1].
+    """
+
+    def __init__(self, run: RunFolder, name: str, steps: int, decode: Callable[[Tensor], Tensor]) -> None:
+        self.events: list[Any] = []
+        self.seconds = 0.0
+        self._run, self._name, self._decode = run, name, decode
+        self._chosen = {round(part * (steps - 1) / (PROGRESS_PICTURES - 1)) for part in range(PROGRESS_PICTURES)}
+
+    def __enter__(self) -> "Recorder":
+        self.seconds = -time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter()
+
+    def event(self, event: Any) -> None:
+        """Keep an event of the sampler."""
+        self.events.append(event)
+
+    def estimate(self, latent: Tensor, step: int) -> None:
+        """Write the estimate of the clean latent (1, C, h, w) after a step, if it is one of the chosen ones."""
+        if step in self._chosen:
+            self._run.write_picture(f"progress/{self._name}", f"step_{step:04d}", to_uint8(self._decode(latent)))
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
     for row in rows:
-        writer.writerow({k: format(v, ".6g") if isinstance(v, float) else v for k, v in row.items()})
+        writer.writerow(format(row[key], ".6g") if isinstance(row[key], float) else row[key] for key in columns)
     return text.getvalue().encode()
 
 
-def read_measurement(folder: Path, image: str, operator: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_measurement(folder: Path, image: str, made_by: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read back what `RunFolder.write_measurement` wrote: the measurement and what the operator drew.
 
     Raises:
-        UserError: no such file, one that is damaged, or one made by an operator with other settings.
+        UserError: no such file, one that is damaged, or one that other settings made.
     """
     path = folder / f"{image}.safetensors"
     if not path.is_file():
         raise UserError(f"no measurement of {image!r} in {folder}: looked for {path.name}")
     try:
         with safe_open(path, framework="pt") as file:
-            made_by = json.loads((file.metadata() or {}).get("operator", "null"))
+            found = json.loads((file.metadata() or {}).get("made_by", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable measurement: {error}") from error
-    if made_by != json.loads(json.dumps(operator)):
-        raise UserError(f"{path} was made by the operator {made_by}, and the task has {dict(operator)}")
+    expected = json.loads(json.dumps(made_by))  # as a file gives it back: tuples are lists
+    if found != expected:
+        raise UserError(f"{path} is a measurement by other settings: {found}, where the task has {expected}")
     return tensors
 
 
@@ -166,11 +223,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def provenance(checkpoint: Path) -> dict[str, Any]:
-    """Return what a result depends on besides its settings: versions, number of threads, the checkpoint's SHA-256."""
+def provenance(checkpoint: Path, device: torch.device) -> dict[str, Any]:
+    """Return what a result depends on besides its settings: versions, device and threads, the checkpoint's SHA-256."""
     packages = ("torch", "numpy", "scipy", "scikit-image", "pillow")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "checkpoint": {"path": str(checkpoint), "sha256": sha256(checkpoint)},
     }

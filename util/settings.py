@@ -1,6 +1,7 @@
 """The settings of a run: their defaults, and how task file, preset and command line are laid over them."""
 
 import math
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from util.errors import UserError
 from util.registry import unknown
+from util.yaml_files import load_yaml
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "presets"
 
@@ -117,6 +119,27 @@ def _check_ranges(settings: Settings) -> None:
         raise UserError(f"ddim_eta: expected a number from 0 to 1, got {settings.ddim_eta}")
     if not math.isfinite(settings.ddim_scale):
         raise UserError(f"ddim_scale: expected a finite number, got {settings.ddim_scale}")
+
+
+def read_settings(args: Namespace) -> Settings:
+    """Read the settings that the command's arguments ask for.
+
+    Args:
+        args: of `util.cli.parse_args`.
+
+    Raises:
+        UserError: as `resolve`, and for a file that cannot be read.
+    """
+    layers = [(str(args.task_config), load_yaml(args.task_config))]
+    if args.preset is not None:
+        preset = find_preset(args.preset)
+        layers.append((str(preset), load_yaml(preset)))
+    layers.append(("command line", from_words(args.settings)))
+    explicit = {key: getattr(args, key) for key in ("ddim_steps", "ddim_eta", "ddim_scale")}
+    layers.append(("command line", {key: value for key, value in explicit.items() if value is not None}))
+    if args.data is not None:
+        layers.append(("command line", {"data": {"root": args.data}}))
+    return resolve(layers)
 
 
 def from_words(words: Iterable[tuple[str, str]]) -> dict[str, Any]:

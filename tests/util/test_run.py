@@ -87,9 +87,8 @@ def test_pictures_are_lossless(tmp_path):
 
 def test_metrics_have_exactly_the_columns(tmp_path):
     run = RunFolder(tmp_path)
-    row = dict.fromkeys(METRICS, 0.5) | {"image": "a,b", "sample": 0, "psnr": 30.0, "baseline_psnr": 28.0}
-    run.add_metrics(**row)
-    run.add_metrics(**row | {"image": "c", "psnr": 20.0})
+    run.add_metrics("a,b", 0, (30.0, 0.9), (28.0, 0.8), 1.0)
+    run.add_metrics("c", 0, (20.0, 0.7), (28.0, 0.8), 1.0)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert lines[0] == "image,sample,psnr,ssim,baseline_psnr,baseline_ssim,seconds" == ",".join(METRICS)
     assert [line["image"] for line in csv.DictReader(lines)] == ["a,b", "c"]
@@ -111,7 +110,7 @@ def test_a_measurement_that_does_not_fit_is_refused(tmp_path):
     run.write_measurement("a", {"y": torch.zeros(1)}, {"name": "noise"})
     with pytest.raises(UserError, match=r"no measurement of 'b'.*b\.safetensors"):
         read_measurement(tmp_path / "label", "b", {"name": "noise"})
-    with pytest.raises(UserError, match="was made by the operator"):
+    with pytest.raises(UserError, match="other settings"):
         read_measurement(tmp_path / "label", "a", {"name": "inpainting"})
     (tmp_path / "label" / "a.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(UserError, match="not a readable measurement"):
@@ -121,8 +120,9 @@ def test_a_measurement_that_does_not_fit_is_refused(tmp_path):
 def test_provenance_names_what_a_result_depends_on(tmp_path):
     checkpoint = tmp_path / "model.ckpt"
     checkpoint.write_bytes(b"abc")
-    found = provenance(checkpoint)
+    found = provenance(checkpoint, torch.device("cpu"))
     assert found["checkpoint"]["sha256"] == sha256(checkpoint)
     assert sha256(checkpoint) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert found["versions"]["torch"]
+    assert found["device"] == "cpu"
     assert found["threads"] == torch.get_num_threads()

@@ -130,6 +130,26 @@ class LatentDiffusion(nn.Module):
         """Where the model lives; tensors given to it must be there too."""
         return self.betas.device
 
+    @property
+    def resolution(self) -> int:
+        """Side, in pixels, of the images that the prior was trained on."""
+        return self.image_size * self.first_stage_model.downsampling
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The shape (C, h, w) of the latent of an image.
+
+        Raises:
+            UserError: first stage and UNet cannot halve these sides as often as they do; the message says which do.
+        """
+        factor = self.first_stage_model.downsampling
+        multiple = factor * self.model.diffusion_model.downsampling
+        if height % multiple or width % multiple:
+            raise UserError(
+                f"{width}x{height} (width x height) does not fit the model: it takes sides that are multiples of "
+                f"{multiple}, and was trained on {self.resolution}x{self.resolution}"
+            )
+        return self.channels, height // factor, width // factor
+
     @torch.no_grad()
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Noise in the latents x_noisy (B, C, h, w) at timesteps t (B,), without gradient."""

@@ -89,7 +89,7 @@ class Watch:
     def steps(self) -> Iterator[tuple[int, int]]:
         """(step, index) of each step: 0 .. S-1 and S-1 .. 0."""
         total = len(self.schedule)
-        with tqdm(range(total), disable=not self.progress, desc="sampling", dynamic_ncols=True) as self.bar:
+        with tqdm(range(total), disable=not self.progress, desc="sampling", leave=None, dynamic_ncols=True) as self.bar:
             for step in self.bar:
                 yield step, total - 1 - step
 

@@ -1,0 +1,118 @@
+"""A task: what is done to a picture, and what a measurement of it is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm_inverse import baselines
+from ldm_inverse.condition_methods import get_conditioning_method
+from ldm_inverse.noises import Noise, get_noise
+from ldm_inverse.operators import OPERATORS, Operator
+from util.errors import UserError
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measurement ``y = noise(A(x, **state))`` of images x (B, 3, H, W) in [-1, 1].
+
+    Attributes:
+        y: the measurement, (B, ...).
+        state: what the operator drew for it (a mask, a kernel, a code); empty where nothing is random.
+    """
+
+    y: Tensor
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return y and the state by name, for a file."""
+        return {"y": self.y, **self.state}
+
+
+class Task:
+    """What is to be solved: an operator, a noise, and how the sampler is steered.
+
+    Args:
+        operator: ``name`` and keywords of the operator.
+        noise: ``name`` and keywords of the noise.
+        mask_opt: options of the operator's masks; they join its keywords, as published task files keep them apart.
+        method: name of the conditioning method.
+        params: its keywords.
+
+    Raises:
+        UserError: an unknown name, or a keyword that is unknown, missing or out of range.
+    """
+
+    def __init__(
+        self,
+        operator: Mapping[str, Any],
+        noise: Mapping[str, Any],
+        mask_opt: Mapping[str, Any] | None = None,
+        method: str = "ps",
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = {"operator": {**operator, **(mask_opt or {})}, "noise": dict(noise)}
+        self.operator: Operator = OPERATORS.build(**self.settings["operator"]).eval().requires_grad_(False)
+        self.noise: Noise = get_noise(**noise)
+        self._method, self._params, self._device = method, dict(params or {}), torch.device("cpu")
+        for keyword in ("model", "operator", "noiser"):
+            if keyword in self._params:
+                raise UserError(f"conditioning.params: {keyword} is not for a task to give")
+        self._conditioning(model=None)  # a mistake in its settings should not wait for the model
+
+    def to(self, device: torch.device) -> "Task":
+        """Move the operator to a device, where everything is then computed."""
+        self.operator.to(device)
+        self._device = device
+        return self
+
+    def _conditioning(self, model: Any) -> Any:
+        return get_conditioning_method(self._method, model, self.operator, self.noise, **self._params)
+
+    def measure(self, image: Tensor, rng: np.random.RandomState, noise_rng: np.random.RandomState) -> Measurement:
+        """Degrade images (B, 3, H, W) in [-1, 1]: draw the operator's state from one stream, the noise from another."""
+        image = image.to(self._device)
+        state = self.operator.draw(image.shape, rng)
+        state = {name: tensor.to(self._device) for name, tensor in state.items()}
+        with torch.no_grad():
+            return Measurement(self.noise(self.operator(image, **state), noise_rng, **state), state)
+
+    def accept(self, tensors: Mapping[str, Tensor], image: Tensor) -> Measurement:
+        """Return a measurement that was saved as `Measurement.tensors`, when it can be one of images of this shape.
+
+        Raises:
+            UserError: it cannot.
+        """
+        try:
+            state = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+            measurement = Measurement(state.pop("y"), state)
+            with torch.no_grad():
+                expected = self.operator(torch.zeros_like(image, device=self._device), **measurement.state).shape
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"the saved measurement is none of this task's operator: {error}") from error
+        if measurement.y.shape != expected:
+            raise UserError(
+                f"the saved measurement has shape {tuple(measurement.y.shape)}, and that of the picture would have "
+                f"{tuple(expected)}: give the pictures that were measured"
+            )
+        return measurement
+
+    def operator_fn(self, measurement: Measurement) -> Callable[[Tensor], Tensor]:
+        """Return A with the measurement's own state: images to measurements."""
+        return partial(self.operator.forward, **measurement.state)
+
+    def condition_fn(self, measurement: Measurement, model: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Return the soft step (`PosteriorSampling.conditioning`) with the measurement's own state."""
+        return partial(self._conditioning(model).conditioning, **measurement.state)
+
+    def noise_level(self, measurement: Measurement) -> float | None:
+        """Return the root mean square of the noise over all entries of y; None where it depends on the signal."""
+        return self.noise.root_mean_square(**measurement.state)
+
+    def baseline(self, measurement: Measurement, shape: Sequence[int]) -> Tensor:
+        """Return what a person would make of the measurement without a model: (B, 3, H, W) in [-1, 1]."""
+        return baselines.baseline(self.operator, measurement.y, shape, self.noise.sigma, measurement.state)

@@ -1,0 +1,395 @@
+"""The command from its words to its folder, with a tiny model of random weights."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from ldm.models.diffusion.cost import most_passes
+from ldm.models.diffusion.resample_settings import ResampleSettings
+from ldm_inverse.task import Task
+from model_loader import load_yaml
+from sample_condition import main
+from tests.tiny import SIDE, write_model, write_pictures
+from util.errors import UserError
+from util.settings import PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("input", "label", "recon")
+
+# Every stage runs, each for a moment.
+QUICK = [
+    "conditioning.resample.interval=1",
+    "conditioning.resample.pixel.max_iters=2",
+    "conditioning.resample.latent.max_iters=2",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, pictures and an inpainting task."""
+    folder = tmp_path_factory.mktemp("place")
+    write_model(folder)
+    write_pictures(folder / "pictures", ["a.png", "a.jpg", "b b.png", "sub/c.png"])
+    task = {
+        "conditioning": {"main_sampler": "resample", "method": "ps"},
+        "data": {"name": "ffhq", "root": str(folder / "pictures")},
+        "measurement": {
+            "operator": {"name": "inpainting"},
+            "noise": {"name": "gaussian", "sigma": 0.01},
+            "mask_opt": {"mask_type": "random", "mask_prob_range": [0.5, 0.6], "image_size": SIDE},
+        },
+    }
+    (folder / "task.yaml").write_text(yaml.safe_dump(task))
+    return folder
+
+
+def words(place, out, *extra, steps=6):
+    """The command's words for the tiny model; `steps` None leaves their number to the rest."""
+    return [
+        *("--ldm_config", str(place / "tiny.yaml"), "--diffusion_config", str(place / "tiny.safetensors")),
+        *("--task_config", str(place / "task.yaml"), "--device", "cpu", "--save_dir", str(out)),
+        *(["--ddim_steps", str(steps)] if steps else []),
+        *(QUICK + list(extra)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(place, tmp_path_factory):
+    """A whole run of the command."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert main(words(place, out)) == 0
+    return out
+
+
+def names(folder):
+    return sorted(path.stem for path in folder.glob("*.png"))
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def rows(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_one_picture_in_each_folder_under_the_images_own_name(finished):
+    for folder in FOLDERS:
+        assert names(finished / folder) == ["a_jpg", "a_png", "b b", "sub_c"]
+    for path in finished.rglob("*"):
+        assert ".part" not in path.name
+
+
+def test_label_is_the_truth_and_input_the_measurement_clipped_to_eight_bits(place, finished):
+    assert np.array_equal(pixels(finished / "label" / "sub_c.png"), pixels(place / "pictures" / "sub" / "c.png"))
+    y = load_file(finished / "label" / "sub_c.safetensors")["y"]
+    expected = ((y[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels(finished / "input" / "sub_c.png"), expected)
+    assert pixels(finished / "recon" / "sub_c.png").shape == (SIDE, SIDE, 3)
+
+
+def test_the_measurement_file_explains_the_measurement(place, finished):
+    saved = load_file(finished / "label" / "b b.safetensors")
+    assert saved.keys() == {"y", "mask"}
+    truth = torch.from_numpy(pixels(finished / "label" / "b b.png").copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    noise = (saved["y"] - truth * saved["mask"])[saved["mask"].expand_as(truth) > 0]
+    assert noise.std() == pytest.approx(0.01, rel=0.1)
+    assert 1 - saved["mask"].mean() == pytest.approx(0.55, abs=0.06)
+
+
+def test_metrics_are_scikit_images_on_the_written_pictures(finished):
+    table = rows(finished / "metrics.csv")
+    assert list(table[0]) == ["image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds"]
+    assert [row["image"] for row in table] == ["a_jpg", "a_png", "b b", "sub_c"]
+    for row in table:
+        truth, image = (pixels(finished / folder / f"{row['image']}.png") / 255 for folder in ("label", "recon"))
+        assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(truth, image, data_range=1), rel=1e-5)
+        ssim = structural_similarity(truth, image, data_range=1, channel_axis=-1)
+        assert float(row["ssim"]) == pytest.approx(ssim, rel=1e-4)
+        assert float(row["baseline_psnr"]) > 20  # interpolation of a smooth picture's known pixels
+        assert float(row["seconds"]) > 0
+
+
+def test_the_trace_tells_every_step_and_stage(finished):
+    trace = rows(finished / "progress" / "a_png" / "trace.csv")
+    assert ",".join(trace[0]) == "step,timestep,stage,iterations,first_loss,last_loss,stop,seconds"
+    assert [row["step"] for row in trace if row["stage"] == "soft"] == list("012345")
+    assert [row["stage"] for row in trace if row["stage"] != "soft"] == ["pixel"] * 3 + ["latent", "final"]
+    final = trace[-1]
+    assert (final["iterations"], final["stop"]) == ("2", "limit")
+    assert float(final["first_loss"]) > 0
+
+
+def test_progress_has_the_evolving_estimate(finished):
+    pictures = sorted((finished / "progress" / "a_png").glob("*.png"))
+    assert pictures[0].name == "step_0000.png"
+    assert pictures[-1].name == "step_0005.png"
+    assert all(pixels(path).shape == (SIDE, SIDE, 3) for path in pictures)
+
+
+def test_settings_yaml_is_what_a_repetition_needs(place, finished):
+    record = yaml.safe_load((finished / "settings.yaml").read_text())
+    assert record["settings"]["ddim_steps"] == 6
+    assert record["settings"]["conditioning"]["resample"]["pixel"]["max_iters"] == 2
+    assert record["settings"]["conditioning"]["resample"]["gamma"] == 40.0  # a default, filled in
+    assert record["settings"]["measurement"]["mask_opt"]["mask_type"] == "random"
+    assert record["run"]["seed"] == 0
+    assert record["run"]["settings"] == QUICK
+    assert record["threads"] == torch.get_num_threads()
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert len(record["checkpoint"]["sha256"]) == 64
+
+
+def contents(out, *folders):
+    return {path.relative_to(out): path.read_bytes() for folder in folders for path in (out / folder).glob("*.*")}
+
+
+def test_an_image_depends_on_its_name_and_the_seed_alone(place, finished, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(place / "pictures", tmp_path / "pictures")
+    for other in ("a.png", "a.jpg"):
+        (tmp_path / "pictures" / other).unlink()
+    assert main(words(place, alone, "--data", str(tmp_path / "pictures"), "--limit", "1")) == 0
+    assert names(alone / "recon") == ["b b"]
+    for folder, ending in ((f, "png") for f in FOLDERS):
+        path = Path(folder) / f"b b.{ending}"
+        assert (alone / path).read_bytes() == (finished / path).read_bytes()
+    assert (alone / "label/b b.safetensors").read_bytes() == (finished / "label/b b.safetensors").read_bytes()
+
+
+def test_another_seed_is_another_measurement_and_restoration(place, finished, tmp_path):
+    assert main(words(place, tmp_path, "--seed", "1", "--limit", "1")) == 0
+    for path in ("label/a_jpg.safetensors", "recon/a_jpg.png"):
+        assert (tmp_path / path).read_bytes() != (finished / path).read_bytes()
+
+
+def test_the_solvers_settings_leave_the_measurement_alone(place, finished, tmp_path):
+    assert main(words(place, tmp_path, "--ddim_eta", "0.5", "conditioning.main_sampler=dps", steps=2)) == 0
+    assert contents(tmp_path, "label", "input") == contents(finished, "label", "input")
+
+
+def test_several_restorations_share_one_measurement(place, finished, tmp_path):
+    assert main(words(place, tmp_path, "--n_samples_per_class", "2", "--limit", "1")) == 0
+    for folder in FOLDERS:
+        assert names(tmp_path / folder) == ["a_jpg_s0", "a_jpg_s1"]
+    first, second = (pixels(tmp_path / "recon" / f"a_jpg_s{sample}.png") for sample in (0, 1))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, pixels(finished / "recon" / "a_jpg.png"))
+    measurement = Path("label/a_jpg.safetensors")
+    assert (tmp_path / measurement).read_bytes() == (finished / measurement).read_bytes()
+    assert [(row["image"], row["sample"]) for row in rows(tmp_path / "metrics.csv")] == [("a_jpg", "0"), ("a_jpg", "1")]
+    assert (tmp_path / "progress" / "a_jpg_s1" / "trace.csv").is_file()
+
+
+def test_measurements_of_an_earlier_run_are_read_back(place, finished, tmp_path):
+    saved = str(finished / "label")
+    assert main(words(place, tmp_path, "--measurement", saved, "--seed", "5", "--limit", "2")) == 0
+    for name in ("a_jpg", "a_png"):
+        path = Path("label") / f"{name}.safetensors"
+        assert (tmp_path / path).read_bytes() == (finished / path).read_bytes()
+        assert (tmp_path / "recon" / f"{name}.png").read_bytes() != (finished / "recon" / f"{name}.png").read_bytes()
+
+
+def test_the_table_compares_with_the_baseline(place, tmp_path, capsys):
+    assert main(words(place, tmp_path, "--limit", "1", "--quiet", steps=2)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    row = rows(tmp_path / "metrics.csv")[0]
+    assert f"{float(row['baseline_psnr']):.2f}" in out
+    assert f"{float(row['psnr']):.2f}" in out
+
+
+def test_resizing_makes_any_picture_fit(place, tmp_path):
+    write_pictures(tmp_path / "in", ["wide.png"], side=45)
+    for method in ("center_crop", "resize"):
+        out = tmp_path / method
+        assert main(words(place, out, "--data", str(tmp_path / "in"), "--resize", method, steps=2)) == 0
+        assert pixels(out / "recon" / "wide.png").shape == (SIDE, SIDE, 3)
+
+
+def plan(place, tmp_path, capsys, *extra, steps=None):
+    """What --dry_run says: the settings, and the rest of the text."""
+    assert main(words(place, tmp_path / "out", "--dry_run", *extra, steps=steps)) == 0
+    assert not (tmp_path / "out").exists()
+    settings, _, rest = capsys.readouterr().out.partition("\n\n")
+    return yaml.safe_load(settings), rest
+
+
+def test_dry_run_needs_no_weights_and_tells_inputs_and_cost(place, tmp_path, capsys):
+    published = [word.partition("=")[0] for word in QUICK]
+    undo = [f"{published[0]}=10", f"{published[1]}=2000", f"{published[2]}=500"]
+    settings, rest = plan(place, tmp_path, capsys, "--diffusion_config", "none.ckpt", "--limit", "3", *undo)
+    assert settings["ddim_steps"] == 500
+    assert "3 pictures" in rest
+    assert "b b" in rest
+    numbers = rest.replace(",", "").split()
+    for passes in (665, 9000, 34_000, 3 * 665, 3 * 9000, 3 * 34_000):  # the published code's, at 500 steps
+        assert str(passes) in numbers
+
+
+def test_precedence_is_task_preset_words_arguments(place, tmp_path, capsys):
+    preset = tmp_path / "own.yaml"
+    preset.write_text("ddim_steps: 20\nddim_eta: 0.25\nconditioning: {resample: {gamma: 7, soft_scale: 3}}\n")
+    given = ["--preset", str(preset)]
+    assert plan(place, tmp_path, capsys)[0]["ddim_steps"] == 500
+    settings, _ = plan(place, tmp_path, capsys, *given, "conditioning.resample.gamma=8")
+    assert (settings["ddim_steps"], settings["ddim_eta"]) == (20, 0.25)
+    assert settings["conditioning"]["resample"]["gamma"] == 8
+    assert settings["conditioning"]["resample"]["soft_scale"] == 3
+    assert plan(place, tmp_path, capsys, *given, "ddim_steps=30")[0]["ddim_steps"] == 30
+    assert plan(place, tmp_path, capsys, *given, "ddim_steps=30", steps=40)[0]["ddim_steps"] == 40
+
+
+def test_what_is_accepted_and_not_used_is_said(place, tmp_path, capsys):
+    words_ = words(place, tmp_path, "--dry_run", "--model_config", "x.yaml", "conditioning.params.scale=0.3")
+    assert main(words_) == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 2
+    assert "--model_config is accepted and" in err
+    assert "soft_scale (0.5)" in err
+
+
+MISTAKES = [
+    (["measurement.operator.name=inpaintin"], "did you mean 'inpainting'"),
+    (["measurement.operator.mask_typ=box"], "did you mean 'mask_type'"),
+    (["measurement.operator.device=cuda"], "device"),
+    (["measurement.mask_opt.mask_prob_range=[0.9, 0.1]"], "mask_prob_range"),
+    (["measurement.mask_opt.image_size=64"], "image_size"),
+    (["measurement.noise.name=gausian"], "did you mean 'gaussian'"),
+    (["measurement.noise.sigma=-1"], "sigma"),
+    (["measurement.noise.sigma=much"], "sigma"),
+    (["conditioning.main_sampler=dsp"], "did you mean 'dps'"),
+    (["conditioning.method=pss"], "did you mean 'ps'"),
+    (["conditioning.params.scal=1"], "did you mean 'scale'"),
+    (["conditioning.params.model=1"], "model"),
+    (["conditioning.resample.intervall=5"], "did you mean 'interval'"),
+    (["conditioning.resample.latent.lr=-1"], "conditioning.resample.latent.lr"),
+    (["conditioning.resample.latent.max_iters=0"], "conditioning.resample.latent.max_iters"),
+    (["data.name=fhq"], "did you mean 'ffhq'"),
+    (["ddim_step=3"], "did you mean 'ddim_steps'"),
+    (["class_label=3"], "unconditional"),
+    (["--ddim_steps", "0"], "ddim_steps"),
+    (["--ddim_steps", "1001"], "from 1 to 1000"),
+    (["--ddim_eta", "2"], "ddim_eta"),
+    (["--preset", "demmo"], "did you mean 'demo'"),
+    (["--preset", "nowhere.yaml"], "nowhere.yaml"),
+    (["--task_config", "nowhere.yaml"], "nowhere.yaml"),
+    (["--ldm_config", "nowhere.yaml"], "nowhere.yaml"),
+    (["--diffusion_config", "nowhere.ckpt"], "scripts/download_models.sh"),
+    (["--data", "nowhere"], "nowhere"),
+    (["--measurement", "nowhere"], "no measurement of 'a_jpg'"),
+    (["measurement.noise={name: poisson, rate: 1}", "conditioning.resample.latent.eps=noise"], "noise"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "told"), MISTAKES, ids=[" ".join(mistake) for mistake, _ in MISTAKES])
+def test_a_mistake_is_refused_before_anything_is_loaded_or_written(mistake, told, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("model_loader.get_model", lambda *_: pytest.fail("loaded"))
+    assert main(words(place, tmp_path / "out", *mistake)) == 2
+    out, err = capsys.readouterr()
+    assert told in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_does_not_fit_is_told_with_those_that_do(place, tmp_path, capsys):
+    write_pictures(tmp_path / "in", ["wide.png"], side=45)
+    assert main(words(place, tmp_path / "out", "--data", str(tmp_path / "in"))) == 2
+    err = capsys.readouterr().err
+    for text in ("wide.png", "45x45", "multiples of 4", "32x32", "--resize center_crop|resize"):
+        assert text in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_size_that_fits_is_restored_with_a_warning(place, tmp_path, capsys):
+    write_pictures(tmp_path / "in", ["large.png"], side=48)
+    extra = ["--data", str(tmp_path / "in"), "measurement.mask_opt.image_size=48"]
+    assert main(words(place, tmp_path / "out", *extra, steps=2)) == 0
+    assert "warning: some pictures are not 32x32" in capsys.readouterr().err
+    assert pixels(tmp_path / "out" / "recon" / "large.png").shape == (48, 48, 3)
+
+
+def test_a_measurement_by_other_settings_is_refused(place, finished, tmp_path, capsys):
+    saved = ["--measurement", str(finished / "label")]
+    assert main(words(place, tmp_path / "out", *saved, "measurement.noise.sigma=0.02")) == 2
+    assert "other settings" in capsys.readouterr().err
+    write_pictures(tmp_path / "in", ["a_jpg.png"], side=48)
+    other = [*saved, "--data", str(tmp_path / "in"), "--resize", "error"]
+    assert main(words(place, tmp_path / "out", *other)) == 2
+
+
+def test_help_waits_for_no_heavy_import():
+    code = "import sys, sample_condition; sample_condition.main(['--help']); sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_shipped_preset_is_accepted(preset, place, tmp_path):
+    assert main(words(place, tmp_path, "--dry_run", "--preset", preset)) == 0
+
+
+def test_the_demo_preset_is_for_ninety_decoder_passes(place, tmp_path):
+    settings = load_yaml(PRESETS / "demo.yaml")
+    solver = ResampleSettings.from_config(settings["conditioning"]["resample"])
+    assert most_passes(solver, settings["ddim_steps"]).decoder <= 90
+
+
+TASKS = {
+    "super_resolution": ("resample", 0.1, "ffhq", {"in_shape": (1, 3, 256, 256), "scale_factor": 4}, None),
+    "gaussian_deblur": ("resample", 0.5, "celeb", {"kernel_size": 61, "intensity": 3.0}, None),
+    "motion_deblur": ("resample", 1.0, "celeb", {"kernel_size": 61, "intensity": 0.5}, None),
+    "inpainting": (
+        *("resample", 0.5, "celeb", {}),
+        {"mask_type": "random", "mask_prob_range": (0.7, 0.71), "image_size": 256},
+    ),
+    "nonlinear_deblur": (*("dps", 0.3, "celeb", {"opt_yml_path": "./bkse/options/generate_blur/default.yml"}, None),),
+}
+OPERATORS = {"gaussian_deblur": "gaussian_blur", "motion_deblur": "motion_blur", "nonlinear_deblur": "nonlinear_blur"}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_published_task_files_are_as_published(name):
+    sampler, scale, data, operator, mask_opt = TASKS[name]
+    assert load_yaml(ROOT / "configs" / "tasks" / f"{name}_config.yaml") == {
+        "conditioning": {"main_sampler": sampler, "method": "ps", "params": {"scale": scale}},
+        "data": {"name": data, "root": "./data/samples/"},
+        "measurement": {
+            "operator": {"name": OPERATORS.get(name, name), **operator},
+            "noise": {"name": "gaussian", "sigma": 0.01},
+            **({"mask_opt": mask_opt} if mask_opt else {}),
+        },
+    }
+
+
+SHIPPED = sorted((ROOT / "configs" / "tasks").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[str(path.relative_to(ROOT / "configs" / "tasks")) for path in SHIPPED])
+def test_every_shipped_task_can_be_measured(path, tmp_path, monkeypatch):
+    content = load_yaml(path)
+    assert "resample" not in content["conditioning"]  # the solver's settings are left to presets
+    if content["measurement"]["operator"]["name"] == "nonlinear_blur":
+        monkeypatch.chdir(tmp_path)  # where its downloaded weights are not
+        with pytest.raises(UserError, match="blur-kernel-space-exploring"):
+            Task(**content["measurement"])
+        return
+    side = 128 if path.parent.name == "demo" else 256
+    task = Task(**content["measurement"])
+    task.operator.check_size(side, side)
+    image = torch.rand(1, 3, side, side) * 2 - 1
+    measurement = task.measure(image, np.random.RandomState(0), np.random.RandomState(1))
+    assert measurement.y.isfinite().all()
+    assert json.dumps(task.settings)
