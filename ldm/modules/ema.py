@@ -1,5 +1,8 @@
 """Exponential moving average of a module's parameters, as training keeps it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -21,6 +24,23 @@ class ExponentialMovingAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, p in module.named_parameters():
             self.average[name].lerp_(p.detach(), 1 - decay)
+
+    @contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """The average stands in for the module's parameters inside the ``with`` block."""
+        parameters = dict(module.named_parameters())
+        raw = {name: p.detach().clone() for name, p in parameters.items()}
+        try:
+            self._copy(self.average, parameters)
+            yield
+        finally:
+            self._copy(raw, parameters)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(values: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter]) -> None:
+        for name, p in parameters.items():
+            p.copy_(values[name])
 
     def state_dict(self) -> dict:
         return {"decay": self.decay, "updates": self.updates, "average": self.average}

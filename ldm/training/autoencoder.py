@@ -1,0 +1,87 @@
+"""The loss of a vector-quantised first stage."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.models.autoencoder import VQModelInterface
+from ldm.training.pictures import Crop, cut, random_crops, to_model_range
+
+REVIVE_EVERY = 100
+
+
+class DecoderLoss:
+    """Mean squared error of what the decoder makes of fixed codes; encoder and codebook stay as they are.
+
+    Args:
+        pictures: uint8 (N, H, W, 3).
+        latents: of the pictures and of their mirror images, (2N, C, h, w), before quantisation.
+    """
+
+    def __init__(self, model: VQModelInterface, pictures: np.ndarray, latents: np.ndarray):
+        self.model, self.pictures, self.latents = model, pictures, latents
+
+    def __call__(self, stage: dict, rng: np.random.RandomState) -> Tensor:
+        crops = random_crops(self.pictures, stage["batch_size"], stage["crop"], rng, self.model.downsampling)
+        device = next(self.model.parameters()).device
+        codes = torch.from_numpy(np.stack([self._codes(crop, stage["crop"]) for crop in crops])).to(device)
+        with torch.no_grad():
+            quantised = self.model.quantize(codes)[0].contiguous(memory_format=torch.channels_last)
+        decoded = self.model.decode(quantised, force_not_quantize=True).float()
+        return F.mse_loss(decoded, cut(self.pictures, crops, stage["crop"]).to(device))
+
+    def _codes(self, crop: Crop, side: int) -> np.ndarray:
+        factor, row = self.model.downsampling, crop.index + crop.mirrored * len(self.pictures)
+        top, left = crop.top // factor, crop.left // factor
+        return self.latents[row, :, top : top + side // factor, left : left + side // factor].astype(np.float32)
+
+
+class AutoencoderLoss:
+    """Mean squared error of the round trip, plus the codebook and commitment losses.
+
+    Entries that no latent chose in the last `REVIVE_EVERY` steps are moved onto latents of the current batch, so that
+    the codebook stays in use.
+    """
+
+    def __init__(self, model: VQModelInterface, pictures: np.ndarray):
+        self.model, self.pictures = model, pictures
+        self.device = next(model.parameters()).device
+        self.uses = torch.zeros(model.quantize.n_e, device=self.device)
+        self.steps = 0
+
+    def __call__(self, stage: dict, rng: np.random.RandomState) -> Tensor:
+        crops = random_crops(self.pictures, stage["batch_size"], stage["crop"], rng)
+        images = cut(self.pictures, crops, stage["crop"]).to(self.device)
+        latents = self.model.encode(images)
+        quantised, codebook_loss, (_, _, indices) = self.model.quantize(latents)
+        self._keep_alive(latents.detach(), indices, rng)
+        decoded = self.model.decode(quantised, force_not_quantize=True).float()
+        return F.mse_loss(decoded, images) + codebook_loss
+
+    @torch.no_grad()
+    def _keep_alive(self, latents: Tensor, indices: Tensor, rng: np.random.RandomState) -> None:
+        self.uses += torch.bincount(indices, minlength=len(self.uses))
+        self.steps += 1
+        if self.steps % REVIVE_EVERY:
+            return
+        flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).float()
+        unused = (self.uses == 0).nonzero().flatten()[: len(flat)]
+        self.model.quantize.embedding.weight[unused] = flat[torch.from_numpy(rng.permutation(len(flat))[: len(unused)])]
+        self.uses.zero_()
+
+
+@torch.no_grad()
+def round_trip_psnr(model: VQModelInterface, pictures: np.ndarray) -> tuple[float, Tensor]:
+    """Mean PSNR in dB of encoding and decoding uint8 pictures (N, H, W, 3), and the decoded images in [-1, 1].
+
+    Errors are measured on [0, 1] after clipping and rounding to 8 bits, as a written picture would be.
+    """
+    device, decoded = next(model.parameters()).device, []
+    for picture in pictures:
+        image = to_model_range(picture[None]).to(device)
+        decoded.append(model.decode(model.encode(image)).float().clamp(-1, 1).cpu())
+    decoded = torch.cat(decoded)
+    written = ((decoded + 1) * 127.5).round() / 255
+    truth = (to_model_range(pictures) + 1) / 2
+    return (-10 * (written - truth).square().mean((1, 2, 3)).log10()).mean().item(), decoded

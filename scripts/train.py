@@ -1,0 +1,178 @@
+"""Train a first stage or a latent prior on any folder or zip of pictures."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+EXAMPLES = """examples:
+  python scripts/train.py --stage autoencoder --config configs/latent-diffusion/demo-ldm-vq-4.yaml \\
+      --data pictures/ --out train/first --max_minutes 60
+  python scripts/train.py --stage diffusion --config configs/latent-diffusion/demo-ldm-vq-4.yaml \\
+      --data pictures/ --out train/prior --first_stage train/first/weights.safetensors --max_minutes 60
+
+The same command again goes on where the last one stopped; --max_minutes counts training over all of them.
+In OUT: weights.safetensors (moving average; for the diffusion stage with the first stage inside, ready for
+sample_condition.py), log.csv, sheet.png (round trips, or unselected samples), state.pt (to resume)."""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stage", required=True, choices=("autoencoder", "diffusion"), help="what is trained")
+    parser.add_argument("--config", required=True, type=Path, help="model YAML with a `training` block")
+    parser.add_argument("--data", required=True, nargs="+", type=Path, help="folders or zip files of pictures")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the weights, the log and the state")
+    parser.add_argument("--max_minutes", type=float, default=60, help="minutes of training in all (default 60)")
+    parser.add_argument("--val", type=Path, help="folder of pictures for the round-trip PSNR (default: 32 of --data)")
+    parser.add_argument("--first_stage", type=Path, help="trained first stage (diffusion only, needed there)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the networks")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default 0)")
+    parser.add_argument("--save_minutes", type=float, default=5, help="minutes between saves (default 5)")
+    args = parser.parse_args(argv)
+    if (args.stage == "diffusion") != (args.first_stage is not None):
+        parser.error("--first_stage goes with --stage diffusion, and is needed there")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 when the training is complete, 2 for a mistake in the input."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    from util.errors import UserError
+
+    try:
+        train(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from the last save in {args.out}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(args: argparse.Namespace) -> None:
+    """Build the model of the config, train the stage, write the weights."""
+    import torch
+
+    from ldm.training.loop import LoopSettings
+    from ldm.training.pictures import load_pictures
+    from ldm.util import instantiate_from_config
+    from model_loader import load_yaml, resolve_device
+    from util.errors import UserError
+
+    config = load_yaml(args.config)
+    if not config.get("training"):
+        raise UserError(f"{args.config} has no `training` block: see configs/latent-diffusion/demo-ldm-vq-4.yaml")
+    settings = dict(config["training"][args.stage])
+    loop_keys = ("learning_rate", "ema_decay", "stages")
+    loop = LoopSettings(
+        max_minutes=args.max_minutes,
+        save_minutes=args.save_minutes,
+        bfloat16=args.precision == "bf16",
+        **{key: settings.pop(key) for key in loop_keys},
+    )
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = instantiate_from_config(config["model"]).to(resolve_device(args.device))
+    side = model.first_stage_model.resolution
+    pictures = load_pictures(args.data, side, args.out / "pictures.u8")
+    validation = load_pictures([args.val], side, args.out / "validation.u8") if args.val else pictures[-32:]
+    if args.stage == "autoencoder":
+        train_first_stage(args, settings, loop, model.first_stage_model, pictures, validation)
+    else:
+        train_prior(args, loop, model, pictures)
+
+
+def train_first_stage(args, settings, loop, model, pictures, validation) -> None:
+    """Initialise (once) and train the autoencoder."""
+    import numpy as np
+    import torch
+
+    from ldm.training.autoencoder import AutoencoderLoss, DecoderLoss, round_trip_psnr
+    from ldm.training.initialise import codebook_from_data, linear_encoder
+    from ldm.training.latents import encode_pictures
+    from ldm.training.loop import Training
+
+    model.to(memory_format=torch.channels_last)
+    if not (args.out / "state.pt").exists():
+        if settings["init"] == "linear":
+            linear_encoder(model, pictures, settings["whitening"])
+        codebook_from_data(model, pictures, np.random.RandomState(args.seed))
+
+    def report() -> dict[str, float]:
+        psnr, decoded = round_trip_psnr(model, validation)
+        write_sheet(args.out / "sheet.png", decoded[:16])
+        write_weights(args.out / "weights.safetensors", model.state_dict())
+        return {"psnr": psnr}
+
+    decoder_only = settings["trainable"] == "decoder"
+    for module in (model.encoder, model.quant_conv, model.quantize):
+        module.requires_grad_(not decoder_only)
+    training = Training(model, loop, args.out, args.seed, report)
+    if decoder_only:
+        device = next(model.parameters()).device
+        latents = encode_pictures(model.encode, pictures, args.out / "latents.f16", device)
+        training.run(DecoderLoss(model, pictures, latents))
+    else:
+        training.run(AutoencoderLoss(model, pictures))
+    with training.average.applied(model):
+        print(f"round-trip PSNR {report()['psnr']:.2f} dB")
+
+
+def train_prior(args, loop, model, pictures) -> None:
+    """Encode the pictures (once) and train the UNet."""
+    import torch
+    from safetensors.torch import load_file
+
+    from ldm.models.diffusion.ddim import DDIMSampler
+    from ldm.training.diffusion import DiffusionLoss
+    from ldm.training.latents import encode_pictures
+    from ldm.training.loop import Training
+
+    model.first_stage_model.load_state_dict(load_file(args.first_stage))
+    model.requires_grad_(False)
+    unet = model.model.diffusion_model.requires_grad_(True).to(memory_format=torch.channels_last)
+    latents = encode_pictures(model.encode_mode, pictures, args.out / "latents.f16", model.device)
+
+    def report() -> dict[str, float]:
+        generator = torch.Generator().manual_seed(args.seed)
+        side = latents.shape[-1]
+        samples, _ = DDIMSampler(model).sample(50, 16, (model.channels, side, side), verbose=False, generator=generator)
+        write_sheet(args.out / "sheet.png", torch.cat([model.decode_first_stage(z[None]).cpu() for z in samples]))
+        keep = {k: v for k, v in model.state_dict().items() if k.startswith(("model.", "first_stage_model."))}
+        write_weights(args.out / "weights.safetensors", keep)
+        return {}
+
+    training = Training(unet, loop, args.out, args.seed, report)
+    training.run(DiffusionLoss(model, latents))
+    with training.average.applied(unet):
+        report()
+
+
+def write_weights(path: Path, tensors: dict) -> None:
+    """A safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    partial = path.with_suffix(".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    os.replace(partial, path)
+
+
+def write_sheet(path: Path, images) -> None:
+    """Images (N, 3, H, W) in [-1, 1] as one picture, four a row."""
+    from torchvision.utils import save_image
+
+    save_image(images.float().clamp(-1, 1), path, nrow=4, normalize=True, value_range=(-1, 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
