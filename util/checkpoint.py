@@ -4,12 +4,10 @@ The files are memory-mapped: a tensor is a view of the file's pages, so nothing 
 (moving averages, optimiser states) is never read.
 """
 
-import contextlib
 import logging
 import mmap
 import os
 import struct
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from util.errors import UserError
+from util.files import whole_file
 from util.safe_pickle import Function, HostilePickleError, PickleReader, apply
 
 logger = logging.getLogger("resample")
@@ -104,18 +103,11 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     Raises:
         UserError: it cannot be written there.
     """
-    beside = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), beside, metadata={"format": "pt", **metadata})
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
+        with whole_file(path) as beside:
+            save_file(dict(tensors), beside, metadata={"format": "pt", **metadata})
+    except SafetensorError as error:
         raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def _printable(value: object, limit: int = 160) -> str:

@@ -1,14 +1,11 @@
 """A run's folder: what is written where, whole or not at all; and the random streams of a run."""
 
-import contextlib
 import csv
 import hashlib
 import io
 import json
-import os
 import platform
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -24,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from util.errors import UserError
+from util.files import write_whole
 from util.logger import LOGGER
 from util.metrics import psnr, ssim
 
@@ -45,27 +43,6 @@ def torch_stream(seed: int, image: str, purpose: str, device: torch.device | str
 
 def _digest(*parts: Any) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode()).digest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it appears complete or not at all: beside its place, flushed to disk, then renamed.
-
-    Raises:
-        UserError: it cannot be written there.
-    """
-    beside = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
@@ -175,8 +152,10 @@ class Recorder:
         self.seconds += time.perf_counter()
 
     def event(self, event: Any) -> None:
-        """Keep an event of the sampler."""
+        """Keep an event of the sampler (see `TRACE` for its attributes)."""
         self.events.append(event)
+        cells = {key: _cell(getattr(event, key)) for key in TRACE}
+        LOGGER.debug("%s: %s", self._name, " ".join(f"{key}={cell}" for key, cell in cells.items() if cell))
 
     def estimate(self, latent: Tensor, step: int) -> None:
         """Write the estimate of the clean latent (1, C, h, w) after a step, if it is one of the chosen ones."""
@@ -189,8 +168,14 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow(format(row[key], ".6g") if isinstance(row[key], float) else row[key] for key in columns)
+        writer.writerow(_cell(row[key]) for key in columns)
     return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return format(value, ".6g") if isinstance(value, float) else str(value)
 
 
 def read_measurement(folder: Path, image: str, made_by: Mapping[str, Any]) -> dict[str, Tensor]:

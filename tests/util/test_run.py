@@ -17,7 +17,6 @@ from util.run import (
     sha256,
     to_uint8,
     torch_stream,
-    write_whole,
 )
 
 
@@ -39,26 +38,6 @@ def test_streams_leave_global_random_state_alone():
     torch.randn(3, generator=torch_stream(0, "a", "solver"))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
-
-
-def test_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "sub" / "file.txt"
-    write_whole(path, b"first")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(UserError, match="No space left"):
-        write_whole(path, b"second")
-    assert path.read_bytes() == b"first"
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]  # nothing half-written is left
-
-
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        write_whole(tmp_path / "file" / "below.txt", b"")
 
 
 def test_eight_bits_clip_and_never_stretch():

@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Show finished runs side by side: a table of their means, and a picture with a row for each.
+
+    python scripts/overview.py results/demo/inpainting results/demo/motion_deblur --save results/demo/overview.png
+
+A row shows truth, measurement, baseline and restoration of one image, another one in each row.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm_inverse.task import Task
+from util.errors import UserError
+from util.files import write_whole
+from util.run import read_measurement, to_uint8
+from util.yaml_files import load_yaml
+
+COLUMNS = ("truth", "measurement", "baseline", "restoration")
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, and the rows of its `metrics.csv`."""
+
+    folder: Path
+    metrics: list[dict[str, str]]
+
+    @property
+    def title(self) -> str:
+        return self.folder.name.replace("_", " ")
+
+    def mean(self, column: str) -> float:
+        return float(np.mean([float(row[column]) for row in self.metrics]))
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        metrics = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    except OSError as error:
+        raise UserError(f"{folder} is no finished run: {error.strerror}: metrics.csv") from error
+    return Run(folder, metrics)
+
+
+def table(runs: list[Run]) -> str:
+    """Return the runs' means beside the baseline's, a line for each."""
+    lines = [f"{'':20s} {'PSNR / dB':>20s}   {'SSIM':>20s}   {'seconds':>8s}"]
+    lines += [f"{'task':20s} {'baseline':>9s} {'restored':>10s}   {'baseline':>9s} {'restored':>10s}   {'each':>8s}"]
+    for run in runs:
+        psnr, ssim = ([run.mean(prefix + key) for prefix in ("baseline_", "")] for key in ("psnr", "ssim"))
+        lines.append(
+            f"{run.title:20s} {psnr[0]:9.2f} {psnr[1]:10.2f}   {ssim[0]:9.3f} {ssim[1]:10.3f}   "
+            f"{run.mean('seconds'):8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def panels(run: Run, row: dict[str, str]) -> list[np.ndarray]:
+    """Return the pictures (H, W, 3) of `COLUMNS` for one row of a run's metrics; the baseline is computed anew."""
+    several = any(other["sample"] != "0" for other in run.metrics)
+    name = f"{row['image']}_s{row['sample']}" if several else row["image"]
+    truth, measured, restored = (
+        np.asarray(Image.open(run.folder / kind / f"{name}.png").convert("RGB")) for kind in ("label", "input", "recon")
+    )
+    task = Task(**load_yaml(run.folder / "settings.yaml")["settings"]["measurement"])
+    image = torch.zeros(1, 3, *truth.shape[:2])
+    measurement = task.accept(read_measurement(run.folder / "label", row["image"], task.settings), image)
+    return [truth, measured, to_uint8(task.baseline(measurement, image.shape)), restored]
+
+
+def draw(runs: list[Run], path: Path) -> None:
+    """Draw a row of panels for each run, and write the picture."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(runs), len(COLUMNS), figsize=(9, 2.35 * len(runs)), squeeze=False, layout="constrained"
+    )
+    for axis, column in zip(axes[0], COLUMNS, strict=True):
+        axis.set_title(column, fontsize=14)
+    for index, (run, row_of_axes) in enumerate(zip(runs, axes, strict=True)):
+        row = run.metrics[index % len(run.metrics)]
+        psnr = ["", "", row["baseline_psnr"], row["psnr"]]
+        for axis, panel, value in zip(row_of_axes, panels(run, row), psnr, strict=True):
+            axis.imshow(panel, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(f"{float(value):.1f} dB" if value else "", fontsize=11)
+        row_of_axes[0].set_ylabel(run.title, fontsize=13)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    pyplot.close(figure)
+    write_whole(path, content.getvalue())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders that sample_condition.py has written"
+    )
+    parser.add_argument("--save", type=Path, required=True, metavar="PNG", help="where the picture goes")
+    args = parser.parse_args(argv)
+    try:
+        runs = [read_run(folder) for folder in args.runs]
+        draw(runs, args.save)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(runs))
+    print(f"\npicture: {args.save}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
