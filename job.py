@@ -20,7 +20,7 @@ from ldm_inverse.task import Measurement, Task
 from model_loader import build_model, load_yaml, require_checkpoint, resolve_device
 from util.errors import UserError
 from util.logger import LOGGER
-from util.run import provenance, random_stream, read_measurement
+from util.run import RunFolder, provenance, random_stream, read_measurement
 from util.settings import read_settings
 
 
@@ -82,6 +82,7 @@ class Job:
     def _check_files(self) -> None:
         require_checkpoint(self.args.diffusion_config)
         resolve_device(self.args.device, self.args.gpu)
+        RunFolder(self.args.save_dir).check()
         for name, _ in self.pictures.pictures if self.args.measurement else ():
             read_measurement(self.args.measurement, name, self.task.settings)
 

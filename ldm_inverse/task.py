@@ -1,6 +1,7 @@
 """A task: what is done to a picture, and what a measurement of it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,6 +34,17 @@ class Measurement:
         return {"y": self.y, **self.state}
 
 
+@contextmanager
+def _about(part: str, not_settings: Collection[str] = ()) -> Iterator[None]:
+    """Say in a UserError which part of the task it is about; refuse keywords that only code can give."""
+    try:
+        if not_settings:
+            raise UserError(f"{', '.join(sorted(not_settings))}: not for a task to give")
+        yield
+    except UserError as error:
+        raise UserError(f"{part}: {error}") from error
+
+
 class Task:
     """What is to be solved: an operator, a noise, and how the sampler is steered.
 
@@ -56,13 +68,13 @@ class Task:
         params: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = {"operator": {**operator, **(mask_opt or {})}, "noise": dict(noise)}
-        self.operator: Operator = OPERATORS.build(**self.settings["operator"]).eval().requires_grad_(False)
-        self.noise: Noise = get_noise(**noise)
         self._method, self._params, self._device = method, dict(params or {}), torch.device("cpu")
-        for keyword in ("model", "operator", "noiser"):
-            if keyword in self._params:
-                raise UserError(f"conditioning.params: {keyword} is not for a task to give")
-        self._conditioning(model=None)  # a mistake in its settings should not wait for the model
+        with _about("measurement.operator"):
+            self.operator: Operator = OPERATORS.build(**self.settings["operator"]).eval().requires_grad_(False)
+        with _about("measurement.noise", not_settings=noise.keys() & {"rng"}):
+            self.noise: Noise = get_noise(**noise)
+        with _about("conditioning", not_settings=self._params.keys() & {"model", "operator", "noiser"}):
+            self._conditioning(model=None)  # a mistake in its settings should not wait for the model
 
     def to(self, device: torch.device) -> "Task":
         """Move the operator to a device, where everything is then computed."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldm.models.diffusion.cost import most_passes
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.resample_settings import ResampleSettings
 from ldm_inverse.task import Task
 from model_loader import load_yaml
@@ -25,6 +26,7 @@ from util.errors import UserError
 from util.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("pixel", "latent", "final")
 FOLDERS = ("input", "label", "recon")
 
 # Every stage runs, each for a moment.
@@ -238,6 +240,20 @@ def test_dry_run_needs_no_weights_and_tells_inputs_and_cost(place, tmp_path, cap
         assert str(passes) in numbers
 
 
+def test_the_cost_told_is_the_cost_of_a_run(place, tmp_path, monkeypatch):
+    calls = []
+    apply_model = LatentDiffusion.apply_model
+    monkeypatch.setattr(LatentDiffusion, "apply_model", lambda *args: calls.append(1) or apply_model(*args))
+    assert main(words(place, tmp_path, "--limit", "1", "conditioning.resample.travel_length=2")) == 0
+    never_early = {"interval": 1, "travel_length": 2, "pixel": {"max_iters": 2}, "latent": {"max_iters": 2}}
+    cost = most_passes(ResampleSettings.from_config(never_early), 6)
+    assert len(calls) == cost.unet
+    trace = rows(tmp_path / "progress" / "a_jpg" / "trace.csv")
+    iterations = {stage: sum(int(row["iterations"]) for row in trace if row["stage"] == stage) for stage in STAGES}
+    assert iterations["pixel"] == cost.pixel
+    assert iterations["latent"] + iterations["final"] + 6 == cost.decoder  # and 6 soft steps
+
+
 def test_precedence_is_task_preset_words_arguments(place, tmp_path, capsys):
     preset = tmp_path / "own.yaml"
     preset.write_text("ddim_steps: 20\nddim_eta: 0.25\nconditioning: {resample: {gamma: 7, soft_scale: 3}}\n")
@@ -267,8 +283,10 @@ MISTAKES = [
     (["measurement.mask_opt.mask_prob_range=[0.9, 0.1]"], "mask_prob_range"),
     (["measurement.mask_opt.image_size=64"], "image_size"),
     (["measurement.noise.name=gausian"], "did you mean 'gaussian'"),
-    (["measurement.noise.sigma=-1"], "sigma"),
-    (["measurement.noise.sigma=much"], "sigma"),
+    (["measurement.noise.sigma=-1"], "measurement.noise: sigma"),
+    (["measurement.noise.sigma=much"], "measurement.noise: sigma"),
+    (["measurement.noise.rng=3"], "rng"),
+    (["--save_dir", __file__ + "/below"], "test_sample_condition.py is a file"),
     (["conditioning.main_sampler=dsp"], "did you mean 'dps'"),
     (["conditioning.method=pss"], "did you mean 'ps'"),
     (["conditioning.params.scal=1"], "did you mean 'scale'"),

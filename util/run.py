@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,6 +78,18 @@ class RunFolder:
     def name(self, image: str, sample: int) -> str:
         """Return the name of a restoration: the image's own, with `_s0`, `_s1`, ... where there are several."""
         return image if self.samples == 1 else f"{image}_s{sample}"
+
+    def check(self) -> None:
+        """Check that the folder can be written, without writing.
+
+        Raises:
+            UserError: it cannot.
+        """
+        there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"cannot write to {self.root}: {there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write to {self.root}: no permission to write in {there}")
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write `settings.yaml`."""
