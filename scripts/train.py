@@ -89,7 +89,7 @@ def train(args: argparse.Namespace) -> None:
     if args.stage == "autoencoder":
         train_first_stage(args, settings, loop, model.first_stage_model, pictures, validation)
     else:
-        train_prior(args, loop, model, pictures)
+        train_prior(args, settings, loop, model, pictures)
 
 
 def train_first_stage(args, settings, loop, model, pictures, validation) -> None:
@@ -112,7 +112,7 @@ def train_first_stage(args, settings, loop, model, pictures, validation) -> None
         psnr, decoded = round_trip_psnr(model, validation)
         write_sheet(args.out / "sheet.png", decoded[:16])
         write_weights(args.out / "weights.safetensors", model.state_dict())
-        return {"psnr": psnr}
+        return {"psnr": psnr, "psnr_not_quantised": round_trip_psnr(model, validation, quantise=False)[0]}
 
     decoder_only = settings["trainable"] == "decoder"
     for module in (model.encoder, model.quant_conv, model.quantize):
@@ -121,14 +121,14 @@ def train_first_stage(args, settings, loop, model, pictures, validation) -> None
     if decoder_only:
         device = next(model.parameters()).device
         latents = encode_pictures(model.encode, pictures, args.out / "latents.f16", device)
-        training.run(DecoderLoss(model, pictures, latents))
+        training.run(DecoderLoss(model, pictures, latents, settings["quantised_share"]))
     else:
         training.run(AutoencoderLoss(model, pictures))
     with training.average.applied(model):
         print(f"round-trip PSNR {report()['psnr']:.2f} dB")
 
 
-def train_prior(args, loop, model, pictures) -> None:
+def train_prior(args, settings, loop, model, pictures) -> None:
     """Encode the pictures (once) and train the UNet."""
     import torch
     from safetensors.torch import load_file
@@ -153,7 +153,7 @@ def train_prior(args, loop, model, pictures) -> None:
         return {}
 
     training = Training(unet, loop, args.out, args.seed, report)
-    training.run(DiffusionLoss(model, latents))
+    training.run(DiffusionLoss(model, latents, settings["weight_cap"]))
     with training.average.applied(unet):
         report()
 

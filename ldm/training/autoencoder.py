@@ -17,18 +17,23 @@ class DecoderLoss:
     Args:
         pictures: uint8 (N, H, W, 3).
         latents: of the pictures and of their mirror images, (2N, C, h, w), before quantisation.
+        quantised_share: of the pictures in a batch; the others are decoded from the latent itself, so that a
+            restoration may leave the codebook out (`latent.quantise: false`).
     """
 
-    def __init__(self, model: VQModelInterface, pictures: np.ndarray, latents: np.ndarray):
+    def __init__(self, model: VQModelInterface, pictures: np.ndarray, latents: np.ndarray, quantised_share: float):
         self.model, self.pictures, self.latents = model, pictures, latents
+        self.quantised_share = quantised_share
 
     def __call__(self, stage: dict, rng: np.random.RandomState) -> Tensor:
         crops = random_crops(self.pictures, stage["batch_size"], stage["crop"], rng, self.model.downsampling)
         device = next(self.model.parameters()).device
         codes = torch.from_numpy(np.stack([self._codes(crop, stage["crop"]) for crop in crops])).to(device)
         with torch.no_grad():
-            quantised = self.model.quantize(codes)[0].contiguous(memory_format=torch.channels_last)
-        decoded = self.model.decode(quantised, force_not_quantize=True).float()
+            count = round(self.quantised_share * len(codes))
+            codes = torch.cat([self.model.quantize(codes[:count])[0], codes[count:]])
+            codes = codes.contiguous(memory_format=torch.channels_last)
+        decoded = self.model.decode(codes, force_not_quantize=True).float()
         return F.mse_loss(decoded, cut(self.pictures, crops, stage["crop"]).to(device))
 
     def _codes(self, crop: Crop, side: int) -> np.ndarray:
@@ -72,7 +77,7 @@ class AutoencoderLoss:
 
 
 @torch.no_grad()
-def round_trip_psnr(model: VQModelInterface, pictures: np.ndarray) -> tuple[float, Tensor]:
+def round_trip_psnr(model: VQModelInterface, pictures: np.ndarray, quantise: bool = True) -> tuple[float, Tensor]:
     """Mean PSNR in dB of encoding and decoding uint8 pictures (N, H, W, 3), and the decoded images in [-1, 1].
 
     Errors are measured on [0, 1] after clipping and rounding to 8 bits, as a written picture would be.
@@ -80,7 +85,7 @@ def round_trip_psnr(model: VQModelInterface, pictures: np.ndarray) -> tuple[floa
     device, decoded = next(model.parameters()).device, []
     for picture in pictures:
         image = to_model_range(picture[None]).to(device)
-        decoded.append(model.decode(model.encode(image)).float().clamp(-1, 1).cpu())
+        decoded.append(model.decode(model.encode(image), force_not_quantize=not quantise).float().clamp(-1, 1).cpu())
     decoded = torch.cat(decoded)
     written = ((decoded + 1) * 127.5).round() / 255
     truth = (to_model_range(pictures) + 1) / 2
