@@ -5,17 +5,20 @@ explains the measurement, and write what came out. `--help` shows the arguments.
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from util.cli import exit_status
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
-    from job import Job
+    from data.dataloader import PictureFolder
     from ldm.models.diffusion.ddpm import LatentDiffusion
-    from ldm_inverse.task import Measurement
-    from util.run import Recorder
+    from ldm.models.diffusion.posterior import InverseProblem
+    from ldm.models.diffusion.solver import Solver
+    from ldm_inverse.task import Measurement, Task
+    from util.run import RunFolder
+    from util.settings import Settings
 
 # What imports torch is imported inside functions, so that `--help` and a mistyped argument do not wait for it.
 
@@ -30,67 +33,160 @@ def restore_images(args: Namespace) -> None:
     from tqdm import tqdm
 
     from data.dataloader import get_dataloader
-    from job import Job
     from model_loader import get_model
     from util.logger import set_up_logging
+    from util.record import plan, record
     from util.run import Recorder, RunFolder, score, torch_stream
 
     set_up_logging(args.verbose, args.quiet)
-    job = Job(args)
+    job = prepare(args)
     if args.dry_run:
-        print(job.description())
+        print(plan(job.settings, job.pictures.pictures, args.n_samples_per_class, job.solver.cost().table()))
         return
+    run = RunFolder(args.save_dir, args.n_samples_per_class)
+    check_files(args, job, run)
     model = get_model(args.ldm_config, args.diffusion_config, args.device, args.gpu)
     job.task.to(model.device)
-    run = RunFolder(args.save_dir, args.n_samples_per_class)
-    run.write_settings(job.record(model.device))
+    run.write_settings(record(args, job.settings, model.device))
     pictures = get_dataloader(job.pictures, batch_size=1, num_workers=0, train=False)
     for (name,), _, truth in tqdm(pictures, "images", disable=args.quiet or None, dynamic_ncols=True):
-        measurement = job.measurement(name, truth)
+        measurement = measure(args, job.task, name, truth)
         run.write_measurement(name, measurement.tensors(), job.task.settings)
         baseline = score(truth, job.task.baseline(measurement, truth.shape))
         for sample in range(args.n_samples_per_class):
             generator = torch_stream(args.seed, name, f"solver {sample}", model.device)
-            recorder = Recorder(run, run.name(name, sample), job.settings.ddim_steps, model.decode_first_stage)
-            restoration = restore(job, model, measurement, truth.shape, generator, recorder)
+            with Recorder(run, run.name(name, sample), job.solver.steps, model.decode_first_stage) as recorder:
+                restoration = job.solver.restore(
+                    model,
+                    problem(job.task, measurement, model),
+                    truth.shape,
+                    generator,
+                    callback=recorder.event,
+                    img_callback=recorder.estimate,
+                    progress=sys.stderr.isatty() and not args.quiet,
+                )
             run.write_restoration(name, sample, truth, measurement.y, restoration)
             run.write_trace(name, sample, recorder.events)
             run.add_metrics(name, sample, score(truth, restoration), baseline, recorder.seconds)
     print(run.table())
 
 
-def restore(
-    job: "Job",
-    model: "LatentDiffusion",
-    measurement: "Measurement",
-    shape: Sequence[int],
-    generator: "Generator",
-    recorder: "Recorder",
-) -> "Tensor":
-    """Sample an image of ``shape`` (1, 3, H, W) that explains a measurement; in [-1, 1], not clipped."""
-    from ldm.models.diffusion.ddim import DDIMSampler
-    from ldm.models.diffusion.guidance import guidance
+class Job(NamedTuple):
+    """What is to be done, with which settings (every default filled in)."""
 
-    settings = job.settings
-    with recorder:
-        latent, _ = DDIMSampler(model).posterior_sampler(
-            measurement.y,
-            job.task.condition_fn(measurement, model),
-            job.task.operator_fn(measurement),
-            settings.ddim_steps,
-            batch_size=1,
-            shape=model.latent_shape(*shape[-2:]),
-            cond_method=settings.conditioning.main_sampler,
-            eta=settings.ddim_eta,
-            verbose=sys.stderr.isatty() and not job.args.quiet,
-            img_callback=recorder.estimate,
-            callback=recorder.event,
-            settings=job.solver,
-            generator=generator,
-            noise_sigma=job.task.noise_level(measurement),
-            **guidance(model, settings.class_label, settings.ddim_scale),
+    settings: "Settings"
+    task: "Task"
+    solver: "Solver"
+    pictures: "PictureFolder"
+
+
+def prepare(args: Namespace) -> Job:
+    """Put together what the arguments ask for, and check all that can be checked without the model's weights.
+
+    Raises:
+        UserError: whatever would stop the run.
+    """
+    from dataclasses import asdict
+
+    from ldm.models.diffusion.resample_settings import ResampleSettings
+    from ldm.models.diffusion.solver import Solver
+    from ldm_inverse.task import Task
+    from model_loader import build_model, load_yaml
+    from util.settings import read_settings
+
+    settings = read_settings(args)
+    conditioning = settings.conditioning
+    own = ResampleSettings.from_config(conditioning.resample)
+    conditioning.resample = own.to_config()
+    solver = Solver(
+        conditioning.main_sampler,
+        settings.ddim_steps,
+        settings.ddim_eta,
+        settings.ddim_scale,
+        settings.class_label,
+        own,
+    )
+    task = Task(**asdict(settings.measurement), method=conditioning.method, params=conditioning.params)
+    architecture = build_model(load_yaml(args.ldm_config))
+    solver.check(architecture, task.noise.sigma)
+    pictures = find_pictures(args, settings, task, architecture)
+    say_what_has_no_effect(args, settings)
+    return Job(settings, task, solver, pictures)
+
+
+def find_pictures(
+    args: Namespace, settings: "Settings", task: "Task", architecture: "LatentDiffusion"
+) -> "PictureFolder":
+    """Return the data set, once each picture's header says that it can be read and fits."""
+    from data.dataloader import get_dataset
+    from util.errors import UserError
+    from util.logger import LOGGER
+
+    side, keeps_size = architecture.resolution, args.resize == "error"
+    size = None if keeps_size else side
+    pictures = get_dataset(settings.data.name, settings.data.root, size=size, resize=args.resize, limit=args.limit)
+    sizes = set()
+
+    def fits(height: int, width: int) -> None:
+        try:
+            architecture.latent_shape(height, width)
+            task.operator.check_size(height, width)
+        except UserError as error:
+            remedy = f", or --resize center_crop|resize makes it {side}x{side}" if keeps_size else ""
+            raise UserError(f"{error}{remedy}") from error
+        sizes.add((height, width))
+
+    pictures.check(fits)
+    if sizes != {(side, side)}:
+        LOGGER.warning("some pictures are not %dx%d, the only size that the model was trained on", side, side)
+    return pictures
+
+
+def check_files(args: Namespace, job: Job, run: "RunFolder") -> None:
+    """Check that the files to read are there, and that the run's can be written."""
+    from model_loader import require_checkpoint, resolve_device
+    from util.run import read_measurement
+
+    require_checkpoint(args.diffusion_config)
+    resolve_device(args.device, args.gpu)
+    run.check()
+    for name, _ in job.pictures.pictures if args.measurement else ():
+        read_measurement(args.measurement, name, job.task.settings)
+
+
+def say_what_has_no_effect(args: Namespace, settings: "Settings") -> None:
+    """Say in the log what is accepted and not used."""
+    from util.logger import LOGGER
+
+    if args.model_config is not None:
+        LOGGER.info("--model_config is accepted and, as in the published code, not used")
+    if "scale" in settings.conditioning.params:
+        LOGGER.info(
+            "conditioning.params.scale is accepted and, as in the published code, not used: the soft step's factor "
+            "is conditioning.resample.soft_scale (%g)",
+            settings.conditioning.resample["soft_scale"],
         )
-        return model.decode_first_stage(latent)
+
+
+def measure(args: Namespace, task: "Task", name: str, truth: "Tensor") -> "Measurement":
+    """Return the measurement of a picture (1, 3, H, W): drawn from streams of its own, or an earlier run's."""
+    from util.run import random_stream, read_measurement
+
+    if args.measurement:
+        return task.accept(read_measurement(args.measurement, name, task.settings), truth)
+    return task.measure(truth, *(random_stream(args.seed, name, purpose) for purpose in ("operator", "noise")))
+
+
+def problem(task: "Task", measurement: "Measurement", model: "LatentDiffusion") -> "InverseProblem":
+    """Return what the sampler is told of a measurement."""
+    from ldm.models.diffusion.posterior import InverseProblem
+
+    return InverseProblem(
+        measurement.y,
+        task.operator_fn(measurement),
+        task.condition_fn(measurement, model),
+        task.noise_level(measurement),
+    )
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ import hashlib
 import io
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -210,23 +208,3 @@ def read_measurement(folder: Path, image: str, made_by: Mapping[str, Any]) -> di
     if found != expected:
         raise UserError(f"{path} is a measurement by other settings: {found}, where the task has {expected}")
     return tensors
-
-
-def sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def provenance(checkpoint: Path, device: torch.device) -> dict[str, Any]:
-    """Return what a result depends on besides its settings: versions, device and threads, the checkpoint's SHA-256."""
-    packages = ("torch", "numpy", "scipy", "scikit-image", "pillow")
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "checkpoint": {"path": str(checkpoint), "sha256": sha256(checkpoint)},
-    }

@@ -11,10 +11,8 @@ from util.errors import UserError
 from util.run import (
     METRICS,
     RunFolder,
-    provenance,
     random_stream,
     read_measurement,
-    sha256,
     to_uint8,
     torch_stream,
 )
@@ -94,14 +92,3 @@ def test_a_measurement_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / "label" / "a.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(UserError, match="not a readable measurement"):
         read_measurement(tmp_path / "label", "a", {"name": "noise"})
-
-
-def test_provenance_names_what_a_result_depends_on(tmp_path):
-    checkpoint = tmp_path / "model.ckpt"
-    checkpoint.write_bytes(b"abc")
-    found = provenance(checkpoint, torch.device("cpu"))
-    assert found["checkpoint"]["sha256"] == sha256(checkpoint)
-    assert sha256(checkpoint) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert found["versions"]["torch"]
-    assert found["device"] == "cpu"
-    assert found["threads"] == torch.get_num_threads()

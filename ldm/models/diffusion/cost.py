@@ -21,18 +21,27 @@ class Cost:
     pixel: int
     events: tuple[int, int]
 
+    def table(self) -> dict[str, int]:
+        """Return the passes by what they go through, in words."""
+        return {
+            "UNet, forward": self.unet,
+            "decoder, forward and backward": self.decoder,
+            "operator, forward and backward": self.pixel,
+        }
+
 
 def most_passes(settings: ResampleSettings, steps: int, sampler: str = "resample") -> Cost:
     """Return the most passes that a restoration in ``steps`` steps can take with a registered sampler."""
     if sampler == "dps":
         return Cost(unet=steps, decoder=steps, pixel=0, events=(0, 0))
-    stages = {index: settings.stage_at(index, steps) for index in range(steps)}
+    run = settings.first_index(steps) + 1
+    stages = {index: settings.stage_at(index, steps) for index in range(run)}
     travel = sum(min(settings.travel_length, index) for index, stage in stages.items() if stage)
     pixel, latent = (list(stages.values()).count(stage) for stage in ("pixel", "latent"))
     final = settings.final_stage.max_iters if settings.final_stage else 0
-    soft = steps if settings.soft_step else 0
+    soft = run if settings.soft_step else 0
     return Cost(
-        unet=steps + travel,
+        unet=run + travel,
         decoder=soft + latent * settings.latent.max_iters + final,
         pixel=pixel * settings.pixel.max_iters,
         events=(pixel, latent),

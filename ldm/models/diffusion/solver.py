@@ -1,0 +1,88 @@
+"""A posterior sampler with everything that it is told besides the measurement: one restoration is one call."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Generator, Tensor
+
+from ldm.models.diffusion.cost import Cost, most_passes
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.guidance import guidance
+from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, get_sampler
+from ldm.models.diffusion.resample import stop_rule
+from ldm.models.diffusion.resample_settings import ResampleSettings
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How images are sampled.
+
+    Attributes:
+        sampler: the posterior sampler's registered name.
+        steps: sampling steps S, from 1 to the model's T.
+        eta: share of ancestral noise in a DDIM step, in [0, 1].
+        guidance_scale: of classifier-free guidance; 1 is none.
+        class_label: the class that a class-conditional model is asked for.
+        settings: the sampler's own.
+    """
+
+    sampler: str = "resample"
+    steps: int = 500
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    class_label: int | None = None
+    settings: ResampleSettings = field(default_factory=ResampleSettings)
+
+    def check(self, model: "LatentDiffusion", noise_sigma: float | None) -> None:
+        """Check that a model (its weights may be missing) can be sampled so, given the noise's level.
+
+        Raises:
+            UserError: it cannot.
+        """
+        get_sampler(self.sampler)
+        DDIMSampler(model).make_schedule(self.steps, ddim_eta=self.eta)
+        guidance(model, self.class_label, self.guidance_scale)
+        settings = self.settings
+        for stage in (settings.pixel, settings.latent, settings.final_stage or settings.latent):
+            stop_rule(stage, noise_sigma)
+
+    def cost(self) -> Cost:
+        """Return the most passes that a restoration can take."""
+        return most_passes(self.settings, self.steps, self.sampler)
+
+    def restore(
+        self,
+        model: "LatentDiffusion",
+        problem: InverseProblem,
+        shape: Sequence[int],
+        generator: Generator | None = None,
+        callback: Callable[[TraceEvent], Any] | None = None,
+        img_callback: Callable[[Tensor, int], Any] | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Sample an image of ``shape`` (1, 3, H, W) that explains a measurement; in [-1, 1], not clipped.
+
+        Args as for `DDIMSampler.posterior_sampler`; ``progress`` shows a bar.
+        """
+        latent, _ = DDIMSampler(model).posterior_sampler(
+            problem.measurement,
+            problem.condition_fn,
+            problem.operator_fn,
+            self.steps,
+            batch_size=1,
+            shape=model.latent_shape(*shape[-2:]),
+            cond_method=self.sampler,
+            eta=self.eta,
+            verbose=progress,
+            img_callback=img_callback,
+            callback=callback,
+            settings=self.settings,
+            generator=generator,
+            noise_sigma=problem.noise_sigma,
+            **guidance(model, self.class_label, self.guidance_scale),
+        )
+        return model.decode_first_stage(latent)
