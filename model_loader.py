@@ -12,10 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ldm.arithmetic import Arithmetic, set_arithmetic
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
 from util.checkpoint import StoredTensor, moving_averages, read_checkpoint
 from util.errors import UserError
+from util.memory import keep_freed_memory
 from util.registry import unknown
 from util.yaml_files import load_yaml
 
@@ -40,15 +42,21 @@ def get_model(
     diffusion_config: str | Path,
     device: str = "auto",
     gpu: int = 0,
+    arithmetic: Arithmetic | None = None,
     use_ema: bool | None = None,
 ) -> LatentDiffusion:
-    """Load the model that the command's arguments of these names describe.
+    """Load the model that the command's arguments of these names describe, and set how it computes (float32 if None).
 
     Raises:
-        UserError: as `load_yaml`, `resolve_device` and `load_model_from_config`.
+        UserError: as `load_yaml`, `resolve_device`, `load_model_from_config` and `set_arithmetic`.
     """
     require_checkpoint(diffusion_config)
-    return load_model_from_config(load_yaml(ldm_config), diffusion_config, resolve_device(device, gpu), use_ema)
+    target = resolve_device(device, gpu)
+    if target.type == "cpu":
+        keep_freed_memory()
+    model = load_model_from_config(load_yaml(ldm_config), diffusion_config, target, use_ema)
+    set_arithmetic(model, arithmetic or Arithmetic())
+    return model
 
 
 def resolve_device(device: str = "auto", gpu: int = 0) -> torch.device:

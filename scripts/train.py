@@ -66,7 +66,9 @@ def train(args: argparse.Namespace) -> None:
     from ldm.util import instantiate_from_config
     from model_loader import load_yaml, resolve_device
     from util.errors import UserError
+    from util.memory import keep_freed_memory
 
+    keep_freed_memory()
     config = load_yaml(args.config)
     if not config.get("training"):
         raise UserError(f"{args.config} has no `training` block: see configs/latent-diffusion/demo-ldm-vq-4.yaml")

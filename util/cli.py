@@ -21,6 +21,8 @@ EXAMPLES = """\
 settings:
   defaults (those of the published code) < task file < preset < key=value words and arguments given here.
   A word names a setting by its dotted path, as in  measurement.noise.sigma=0.05  conditioning.resample.interval=20
+  low_memory=true computes the decoder's blocks twice instead of keeping them; compile=true fuses operations, which
+  takes minutes at the start (and a C++ compiler, or Triton on a card).
 
 examples:
   # the demo model, on the faces that come with the project
@@ -117,6 +119,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--gpu", type=whole_number(0), default=0, metavar="N", help="which card, where the device is one (default: 0)"
+    )
+    group.add_argument(
+        "--precision",
+        choices=["fp32", "tf32", "bf16", "fp16"],
+        help="arithmetic of the networks; all else is fp32 (default: fp32, or the preset's)",
     )
 
 

@@ -61,6 +61,7 @@ class Settings:
         ddim_eta: share of ancestral noise in a DDIM step, in [0, 1].
         ddim_scale: scale of classifier-free guidance; 1 is none.
         class_label: the class that a class-conditional model is asked for.
+        precision, low_memory, compile: how the networks compute (`ldm.arithmetic.Arithmetic`).
     """
 
     conditioning: ConditioningSettings = field(default_factory=ConditioningSettings)
@@ -70,6 +71,9 @@ class Settings:
     ddim_eta: float = 0.0
     ddim_scale: float = 1.0
     class_label: int | None = None
+    precision: str = "fp32"
+    low_memory: bool = False
+    compile: bool = False
 
 
 def resolve(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
@@ -135,7 +139,7 @@ def read_settings(args: Namespace) -> Settings:
         preset = find_preset(args.preset)
         layers.append((str(preset), load_yaml(preset)))
     layers.append(("command line", from_words(args.settings)))
-    explicit = {key: getattr(args, key) for key in ("ddim_steps", "ddim_eta", "ddim_scale")}
+    explicit = {key: getattr(args, key) for key in ("ddim_steps", "ddim_eta", "ddim_scale", "precision")}
     layers.append(("command line", {key: value for key, value in explicit.items() if value is not None}))
     if args.data is not None:
         layers.append(("command line", {"data": {"root": args.data}}))

@@ -78,7 +78,8 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Images (B, 3, H, W) in [-1, 1] to the Gaussian over their latents."""
-        return DiagonalGaussian(self.quant_conv(self.encoder(x)))
+        # Its standard deviation is an exponential: not in half precision.
+        return DiagonalGaussian(self.quant_conv(self.encoder(x)).to(x.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, embed_dim, h, w) to images (B, 3, f h, f w)."""

@@ -1,12 +1,14 @@
 """The latent diffusion model: noise schedule, UNet, first stage and conditioning stage in one module."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.arithmetic import hold_gradient_in_range
 from ldm.models.autoencoder import DiagonalGaussian, VQModelInterface
 from ldm.modules.diffusionmodules.util import extract_into_tensor, make_beta_schedule
 from ldm.util import instantiate_from_config, reject_unknown
@@ -49,9 +51,14 @@ class LatentDiffusion(nn.Module):
         use_ema: sample with the moving average of the weights (``model_loader`` reads it in their place). Off by
             default, as the published restoration code samples.
         training_only: keys of published YAML files that only training read; ignored.
+
+    Attributes:
+        half: the half-precision number format that the networks compute in (`ldm.arithmetic`); None: their weights'.
+            What goes in and comes out is not rounded to it.
     """
 
     parameterization = "eps"
+    half: torch.dtype | None = None
 
     def __init__(
         self,
@@ -150,10 +157,16 @@ class LatentDiffusion(nn.Module):
             )
         return self.channels, height // factor, width // factor
 
+    def _compute(self, network: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """``network(x, ...)`` in the model's arithmetic; a tensor is given back in x's, contiguous."""
+        with nullcontext() if self.half is None else torch.autocast(x.device.type, self.half):
+            out = network(x, *args, **kwargs)
+        return out.to(x.dtype).contiguous() if torch.is_tensor(out) else out
+
     @torch.no_grad()
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Noise in the latents x_noisy (B, C, h, w) at timesteps t (B,), without gradient."""
-        return self.model(x_noisy, t, cond)
+        return self._compute(self.model, x_noisy, t, cond)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """Diffuse latents to timesteps t (B,): ``sqrt(abar_t) x_start + sqrt(1 - abar_t) noise``."""
@@ -165,7 +178,7 @@ class LatentDiffusion(nn.Module):
 
     def encode_first_stage(self, x: Tensor) -> Tensor | DiagonalGaussian:
         """What the first stage makes of images (B, 3, H, W) in [-1, 1]: a latent, or a Gaussian over latents."""
-        return self.first_stage_model.encode(x)
+        return self._compute(self.first_stage_model.encode, x)
 
     def get_first_stage_encoding(
         self, encoder_posterior: Tensor | DiagonalGaussian, generator: torch.Generator | None = None
@@ -188,9 +201,12 @@ class LatentDiffusion(nn.Module):
     def differentiable_decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
         """As `decode_first_stage`, with gradient; ``force_not_quantize`` leaves out a codebook."""
         z = z / self.scale_factor
-        if isinstance(self.first_stage_model, VQModelInterface):
-            return self.first_stage_model.decode(z, force_not_quantize=force_not_quantize)
-        return self.first_stage_model.decode(z)
+        vq = isinstance(self.first_stage_model, VQModelInterface)
+        options = {"force_not_quantize": force_not_quantize} if vq else {}
+        image = self._compute(self.first_stage_model.decode, z, **options)
+        if self.half is torch.float16:
+            hold_gradient_in_range(z, image)
+        return image
 
     def get_learned_conditioning(self, c: Any) -> Tensor:
         """The conditioning that `apply_model` takes, of what the conditioning stage takes (class labels, say).

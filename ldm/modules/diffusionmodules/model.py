@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.diffusionmodules.util import GroupNorm
 
@@ -80,8 +81,17 @@ def _middle(channels: int, dropout: float) -> nn.Module:
     return mid
 
 
+def _run(module: nn.Module, h: Tensor, recompute: bool) -> Tensor:
+    """``module(h)``; with ``recompute`` what it holds inside is computed again for the gradient, not kept."""
+    if recompute and h.requires_grad:
+        return checkpoint(module, h, use_reentrant=False, preserve_rng_state=module.training)
+    return module(h)
+
+
 class _Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention where the settings ask for it."""
+
+    recompute = False
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, dropout: float):
         super().__init__()
@@ -91,9 +101,9 @@ class _Level(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
-            h = block(h)
+            h = _run(block, h, self.recompute)
             if self.attn:
-                h = self.attn[i](h)
+                h = _run(self.attn[i], h, self.recompute)
         return h
 
 
@@ -173,11 +183,19 @@ class Decoder(nn.Module):
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
 
+    def recompute(self, on: bool) -> None:
+        """Trade time for memory: keep only what goes from block to block for the gradient, and compute blocks again.
+
+        Same results to the last bit. The deepest level is left out: a large part of the work, little of the memory.
+        """
+        for level in self.up[:-1]:
+            level.recompute = on
+
     def forward(self, z: Tensor) -> Tensor:
         h = self.conv_in(z)
         h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
         for level in reversed(self.up):
             h = level(h)
             if hasattr(level, "upsample"):
-                h = level.upsample(h)
+                h = _run(level.upsample, h, level.recompute)
         return self.conv_out(F.silu(self.norm_out(h)))
