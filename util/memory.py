@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from pathlib import Path
 
 # mallopt's parameters, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -31,8 +32,13 @@ def keep_freed_memory() -> bool:
 def peak_memory() -> int:
     """Return the most bytes that this process has held at once, 0 where the system does not tell."""
     try:
+        # `getrusage` would count what the parent held when it started this process.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
         import resource
     except ImportError:  # Windows
         return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
