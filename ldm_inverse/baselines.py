@@ -11,6 +11,8 @@ from torch import Tensor
 LEAST_SIGMA = 1e-3  # an eighth of a grey level: below it, rounding is the noise
 
 if TYPE_CHECKING:
+    from scipy.spatial import Delaunay
+
     from ldm_inverse.operators.base import Operator
 
 
@@ -43,7 +45,7 @@ def interpolate(y: Tensor, mask: Tensor) -> Tensor:
         mask: (B or 1, 1, H, W): 1 where a pixel is kept.
     """
     from scipy.interpolate import griddata  # slow to import
-    from scipy.spatial import QhullError
+    from scipy.spatial import Delaunay, QhullError
 
     grid = np.indices(y.shape[-2:]).reshape(2, -1).T
     filled = y.clone()
@@ -54,11 +56,23 @@ def interpolate(y: Tensor, mask: Tensor) -> Tensor:
         pixels = image.flatten(1).T.cpu().double().numpy()
         value = griddata(grid[kept], pixels[kept], grid[~kept], method="nearest")
         with contextlib.suppress(QhullError):  # too few pixels, or all on one line: there are no triangles
-            linear = griddata(grid[kept], pixels[kept], grid[~kept], method="linear")
+            linear = _linear(Delaunay(grid[kept]), pixels[kept], grid[~kept])
             value = np.where(np.isnan(linear), value, linear)
         pixels[~kept] = value
         image.copy_(torch.from_numpy(pixels.T).reshape(image.shape))
     return filled
+
+
+def _linear(triangles: "Delaunay", values: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Interpolate values (N, C) of a triangulation's N corners at points (M, 2): (M, C), NaN outside.
+
+    SciPy's own search for the triangle of a point tries each of them where the corners lie on a grid: half a minute for
+    a picture of 128x128.
+    """
+    from matplotlib.tri import LinearTriInterpolator, Triangulation
+
+    mesh = Triangulation(*triangles.points.T, triangles.simplices)
+    return np.stack([LinearTriInterpolator(mesh, z)(*points.T).filled(np.nan) for z in values.T], axis=1)
 
 
 def wiener(operator: "Operator", y: Tensor, sigma: float | None, state: dict[str, Tensor]) -> Tensor:
