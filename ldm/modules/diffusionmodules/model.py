@@ -186,9 +186,9 @@ class Decoder(nn.Module):
     def recompute(self, on: bool) -> None:
         """Trade time for memory: keep only what goes from block to block for the gradient, and compute blocks again.
 
-        Same results to the last bit. The deepest level is left out: a large part of the work, little of the memory.
+        Same results to the last bit.
         """
-        for level in self.up[:-1]:
+        for level in self.up:
             level.recompute = on
 
     def forward(self, z: Tensor) -> Tensor:
