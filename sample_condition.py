@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.dataloader import PictureFolder
+    from ldm.arithmetic import Arithmetic
     from ldm.models.diffusion.ddpm import LatentDiffusion
     from ldm.models.diffusion.posterior import InverseProblem
     from ldm.models.diffusion.solver import Solver
@@ -45,14 +46,14 @@ def restore_images(args: Namespace) -> None:
         return
     run = RunFolder(args.save_dir, args.n_samples_per_class)
     check_files(args, job, run)
-    model = get_model(args.ldm_config, args.diffusion_config, args.device, args.gpu)
+    model = get_model(args.ldm_config, args.diffusion_config, args.device, args.gpu, job.arithmetic)
     job.task.to(model.device)
     run.write_settings(record(args, job.settings, model.device))
     pictures = get_dataloader(job.pictures, batch_size=1, num_workers=0, train=False)
     for (name,), _, truth in tqdm(pictures, "images", disable=args.quiet or None, dynamic_ncols=True):
         measurement = measure(args, job.task, name, truth)
         run.write_measurement(name, measurement.tensors(), job.task.settings)
-        baseline = score(truth, job.task.baseline(measurement, truth.shape))
+        baseline = None
         for sample in range(args.n_samples_per_class):
             generator = torch_stream(args.seed, name, f"solver {sample}", model.device)
             with Recorder(run, run.name(name, sample), job.solver.steps, model.decode_first_stage) as recorder:
@@ -67,6 +68,8 @@ def restore_images(args: Namespace) -> None:
                 )
             run.write_restoration(name, sample, truth, measurement.y, restoration)
             run.write_trace(name, sample, recorder.events)
+            # Only now: what it needs is slow to import, and the first sampling step should not wait for it.
+            baseline = baseline or score(truth, job.task.baseline(measurement, truth.shape))
             run.add_metrics(name, sample, score(truth, restoration), baseline, recorder.seconds)
     print(run.table())
 
@@ -77,6 +80,7 @@ class Job(NamedTuple):
     settings: "Settings"
     task: "Task"
     solver: "Solver"
+    arithmetic: "Arithmetic"
     pictures: "PictureFolder"
 
 
@@ -88,6 +92,7 @@ def prepare(args: Namespace) -> Job:
     """
     from dataclasses import asdict
 
+    from ldm.arithmetic import Arithmetic
     from ldm.models.diffusion.resample_settings import ResampleSettings
     from ldm.models.diffusion.solver import Solver
     from ldm_inverse.task import Task
@@ -107,11 +112,12 @@ def prepare(args: Namespace) -> Job:
         own,
     )
     task = Task(**asdict(settings.measurement), method=conditioning.method, params=conditioning.params)
+    arithmetic = Arithmetic(settings.precision, settings.low_memory, settings.compile)
     architecture = build_model(load_yaml(args.ldm_config))
     solver.check(architecture, task.noise.sigma)
     pictures = find_pictures(args, settings, task, architecture)
     say_what_has_no_effect(args, settings)
-    return Job(settings, task, solver, pictures)
+    return Job(settings, task, solver, arithmetic, pictures)
 
 
 def find_pictures(
@@ -148,7 +154,7 @@ def check_files(args: Namespace, job: Job, run: "RunFolder") -> None:
     from util.run import read_measurement
 
     require_checkpoint(args.diffusion_config)
-    resolve_device(args.device, args.gpu)
+    job.arithmetic.check(resolve_device(args.device, args.gpu))
     run.check()
     for name, _ in job.pictures.pictures if args.measurement else ():
         read_measurement(args.measurement, name, job.task.settings)
