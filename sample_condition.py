@@ -59,7 +59,7 @@ def restore_images(args: Namespace) -> None:
             with Recorder(run, run.name(name, sample), job.solver.steps, model.decode_first_stage) as recorder:
                 restoration = job.solver.restore(
                     model,
-                    problem(job.task, measurement, model),
+                    problem(job, measurement, model, truth.shape),
                     truth.shape,
                     generator,
                     callback=recorder.event,
@@ -183,15 +183,17 @@ def measure(args: Namespace, task: "Task", name: str, truth: "Tensor") -> "Measu
     return task.measure(truth, *(random_stream(args.seed, name, purpose) for purpose in ("operator", "noise")))
 
 
-def problem(task: "Task", measurement: "Measurement", model: "LatentDiffusion") -> "InverseProblem":
-    """Return what the sampler is told of a measurement."""
+def problem(job: Job, measurement: "Measurement", model: "LatentDiffusion", shape: Sequence[int]) -> "InverseProblem":
+    """Return what the sampler is told of a measurement of images of ``shape`` (1, 3, H, W)."""
     from ldm.models.diffusion.posterior import InverseProblem
 
+    task = job.task
     return InverseProblem(
         measurement.y,
         task.operator_fn(measurement),
         task.condition_fn(measurement, model),
         task.noise_level(measurement),
+        task.baseline(measurement, shape) if job.solver.settings.start < 1 else None,
     )
 
 

@@ -107,3 +107,15 @@ def test_it_works_where_gradients_are_off():
         found = minimise(quadratic, start(), StopRule(max_iters=200, threshold=1e-3), lr=0.05)
     assert found.stops == ["threshold"]
     assert not found.x.requires_grad
+
+
+def test_a_penalty_pulls_and_is_not_in_the_reported_loss():
+    """mean (x - t)^2 + w sum x^2, n = 12 entries, has its minimum at t / (1 + w n)."""
+
+    def penalty(x):
+        return 0.25 * x.square().flatten(1).sum(1)
+
+    rule = StopRule(max_iters=2000)
+    found = minimise(quadratic, start(), rule, lr=1e-3, weight_decay=0, penalty_fn=penalty)
+    assert torch.allclose(found.x, TARGET[:1] / 4, atol=1e-6)
+    assert abs(found.losses[0][-1] - quadratic(TARGET[:1] / 4).item()) < 1e-6

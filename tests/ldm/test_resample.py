@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldm.models.diffusion import resample
+from ldm.models.diffusion.cost import most_passes
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.optimise import mean_squared_residual
 from ldm.models.diffusion.posterior import InverseProblem
@@ -104,10 +105,49 @@ def test_a_single_event_moves_what_the_operator_sees_and_nothing_else(model):
         pixel=PixelSettings(weight_decay=0), latent=LatentSettings(lr=1e-2, max_iters=2000, weight_decay=0)
     )
     for stage in ("pixel", "latent"):
-        clean, minimum = resample.fit(model, problem, p0, stage, settings)
+        clean, minimum = resample.fit(prior_of(model), problem, p0, 1, stage, settings)
         assert minimum.stops == ["threshold"]
         assert mean_squared_residual(measurement, left_half(clean)) < 1e-6
         assert torch.equal(clean[..., 4:], p0[..., 4:])
+
+
+def test_an_anchored_fit_is_the_posterior_mean_of_two_gaussians(model):
+    """What is seen lies between y and z0, weighted by the variances; what is not seen stays."""
+    z0, measurement = randn(1, *SHAPE), randn(1, 3, 8, 4, seed=1)
+    problem = InverseProblem(measurement, left_half, noise_sigma=0.3)
+    settings = LatentSettings(
+        lr=1e-2, max_iters=3000, weight_decay=0, window=None, eps=1e-6, anchor=0.5, decoder_error=0.4
+    )
+    abar = 0.36
+    residual_variance, prior_variance = 0.3**2 + 0.4**2, 0.5**2 * (1 - abar)
+    got = resample.fit_latent(model, problem, z0, settings, abar).x
+    want = (prior_variance * measurement + residual_variance * left_half(z0)) / (prior_variance + residual_variance)
+    assert torch.allclose(left_half(got), want, atol=1e-4)
+    assert torch.equal(got[..., 4:], z0[..., 4:])
+
+
+def test_a_run_can_start_from_a_diffused_guess(model):
+    """All that is left of a run of 10 steps at a start of 0.3 begins at index 2 from the guess and the noise."""
+    guess, noise, measurement = randn(1, *SHAPE, seed=2), randn(1, *SHAPE, seed=3), left_half(randn(1, *SHAPE, seed=1))
+    seen = []
+    settings = ResampleSettings(start=0.3, stages=StageShares(1, 0), soft_step=False, final=False, tweedie="exact")
+    z = restore(
+        model, measurement, S=10, settings=settings, soft=False, x_T=noise, initial=guess,
+        img_callback=lambda _, step: seen.append(step),
+    )  # fmt: skip
+    assert seen == [7, 8, 9]
+    prior = prior_of(model, 10)
+    a = prior.schedule.alphas[2]
+    want = a**0.5 * guess + (1 - a) ** 0.5 * noise
+    for index in (2, 1, 0):
+        want = prior.ddim_step(want, index).x_prev
+    assert torch.allclose(z, want)
+    assert most_passes(settings, 10).unet == 3
+
+
+def test_a_late_start_without_a_guess_is_refused(model):
+    with pytest.raises(UserError, match="start"):
+        restore(model, left_half(randn(1, *SHAPE)), settings=ResampleSettings(start=0.5))
 
 
 def test_resampling_draws_from_the_product_of_two_gaussians():

@@ -130,6 +130,7 @@ class DDIMSampler:
         noise_sigma: float | None = None,
         x_T: Tensor | None = None,
         log_every_t: int = 100,
+        initial: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Sample latents whose images explain a measurement ``y = A(x) + noise``.
 
@@ -144,6 +145,7 @@ class DDIMSampler:
             settings: None is the reference.
             noise_sigma: root mean square of the noise over all entries of y, for ``eps: noise``: sigma where every
                 entry has Gaussian noise, sigma times the root of the kept share where a mask drops entries.
+            initial: a first guess at the images, (batch_size or 1, 3, H, W), for settings with ``start`` below 1.
 
         Returns:
             The restored latents, and intermediate ones as `sample` gives.
@@ -160,7 +162,7 @@ class DDIMSampler:
         watch = Watch(self.schedule, callback, img_callback, log_every_t, progress=verbose)
         z = solve(
             self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator),
-            InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma),
+            InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma, initial),
             z,
             settings or ResampleSettings(),
             watch,
@@ -218,7 +220,7 @@ class DDIMSampler:
         `pixel_optimization`, and ``lr``: AdamW's step size, None the reference's."""
         settings = LatentSettings(eps=eps, max_iters=max_iters, **({} if lr is None else {"lr": float(lr)}))
         problem = InverseProblem(measurement, operator_fn)
-        return resample.fit_latent(self.model, problem, z_init, settings, callback).x
+        return resample.fit_latent(self.model, problem, z_init, settings, callback=callback).x
 
     def stochastic_resample(
         self,

@@ -194,9 +194,9 @@ class LatentDiffusion(nn.Module):
         return self.scale_factor * (encoding.mode() if isinstance(encoding, DiagonalGaussian) else encoding)
 
     @torch.no_grad()
-    def decode_first_stage(self, z: Tensor) -> Tensor:
+    def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
         """Images (B, 3, H, W), about [-1, 1], of latents z (B, C, h, w), without gradient."""
-        return self.differentiable_decode_first_stage(z)
+        return self.differentiable_decode_first_stage(z, force_not_quantize)
 
     def differentiable_decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
         """As `decode_first_stage`, with gradient; ``force_not_quantize`` leaves out a codebook."""

@@ -53,10 +53,12 @@ def minimise(
     lr: float,
     weight_decay: float = 1e-2,
     callback: IterationCallback | None = None,
+    penalty_fn: Callable[[Tensor], Tensor] | None = None,
 ) -> Minimum:
-    """Minimise each sample's own loss from ``x`` with AdamW (Loshchilov and Hutter, 2019; torch's defaults).
+    """Minimise each sample's own loss, plus its penalty, from ``x``.
 
-    Samples do not see one another: AdamW works entry by entry, and a sample that has stopped keeps what it had.
+    By AdamW (Loshchilov and Hutter, 2019), torch's defaults. It works entry by entry, so samples do not see one another,
+    and a sample that has stopped keeps what it had.
 
     Args:
         loss_fn: x (B, ...) to the B losses (B,); loss i must depend on x[i] alone.
@@ -65,6 +67,7 @@ def minimise(
         lr: step size.
         weight_decay: AdamW's decoupled decay, a factor ``1 - lr * weight_decay`` each step.
         callback: receives the iteration (from 0) and the losses (B,) from before its step.
+        penalty_fn: x to what is minimised together with the losses, (B,); rule and callback do not see it.
     """
     x = x.detach().clone().requires_grad_()
     result = torch.empty_like(x, requires_grad=False)
@@ -75,8 +78,9 @@ def minimise(
     while not all(stops):
         with torch.enable_grad():
             loss = loss_fn(x)
+            objective = loss if penalty_fn is None else loss + penalty_fn(x)
             # The gradient of x alone: `backward` would also fill the networks' and the kernels'.
-            (x.grad,) = torch.autograd.grad(loss.sum(), x)
+            (x.grad,) = torch.autograd.grad(objective.sum(), x)
         optimiser.step()
         if callback is not None:
             callback(iteration, loss.detach())

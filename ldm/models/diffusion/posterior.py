@@ -27,12 +27,14 @@ class InverseProblem:
         condition_fn: the soft step, `conditioning` of a conditioning method: keywords x_t, measurement,
             noisy_measurement, x_prev, x_0_hat and scale to (x_t, norm of the residual). None where no step is soft.
         noise_sigma: root mean square of the noise over all entries of y; None when it is not known.
+        initial: a first guess at x, (B or 1, 3, H, W); None where there is none.
     """
 
     measurement: Tensor
     operator_fn: Callable[[Tensor], Tensor]
     condition_fn: Callable[..., tuple[Tensor, Tensor]] | None = None
     noise_sigma: float | None = None
+    initial: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,11 @@ class Watch:
         self.intermediates: dict[str, list[Tensor]] = {"x_inter": [], "pred_x0": []}
         self.clock = time.perf_counter()
 
-    def steps(self) -> Iterator[tuple[int, int]]:
-        """(step, index) of each step: 0 .. S-1 and S-1 .. 0."""
+    def steps(self, first_index: int | None = None) -> Iterator[tuple[int, int]]:
+        """(step, index) of each step: 0 .. S-1 and S-1 .. 0; those before ``first_index`` are left out."""
         total = len(self.schedule)
-        with tqdm(range(total), disable=not self.progress, desc="sampling", leave=None, dynamic_ncols=True) as self.bar:
+        first = 0 if first_index is None else total - 1 - first_index
+        with tqdm(range(first, total), disable=not self.progress, desc="sampling", leave=None, dynamic_ncols=True) as self.bar:
             for step in self.bar:
                 yield step, total - 1 - step
 

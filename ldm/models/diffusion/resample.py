@@ -15,6 +15,7 @@ from ldm.models.diffusion.optimise import IterationCallback, Minimum, StopRule, 
 from ldm.models.diffusion.posterior import InverseProblem, Watch, register_sampler
 from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior
 from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
+from util.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -30,7 +31,10 @@ def sample_resample(
         UserError: a stage is to stop at the noise floor, and the noise's level is not known.
     """
     settings.check_noise_level(problem.noise_sigma)
-    for step, index in watch.steps():
+    first = settings.first_index(len(prior.schedule))
+    if first < len(prior.schedule) - 1:
+        z = diffused_guess(prior, problem, z, first)
+    for step, index in watch.steps(first):
         # DDIM step, towards the measurement.
         if settings.soft_step:
             z, x0, norm = soft_step(prior, problem, z, index, settings)
@@ -42,16 +46,30 @@ def sample_resample(
         stage = settings.stage_at(index, len(prior.schedule))
         if stage is not None:
             ahead = time_travel(prior, z, index, settings)
-            clean, minimum = fit(prior.model, problem, ahead.pseudo_x0, stage, settings)
+            clean, minimum = fit(prior, problem, ahead.pseudo_x0, index, stage, settings)
             z, x0 = resample_at(prior, clean, z, index, settings), ahead.pred_x0
             watch.optimised(step, stage, minimum)
         watch.finished(step, z, x0)
 
     if settings.final_stage is not None:
-        minimum = fit_latent(prior.model, problem, z, settings.final_stage)
+        abar = prior.schedule.alphas_prev[settings.last_event(len(prior.schedule))]
+        minimum = fit_latent(prior.model, problem, z, settings.final_stage, abar)
         z = minimum.x
         watch.optimised(len(prior.schedule), "final", minimum)
     return z
+
+
+def diffused_guess(prior: LatentPrior, problem: InverseProblem, noise: Tensor, index: int) -> Tensor:
+    """The first guess, diffused to the noise level of ``index`` (Chung et al., CVPR 2022: come closer, diffuse faster).
+
+    Raises:
+        UserError: there is no first guess.
+    """
+    if problem.initial is None:
+        raise UserError("start is below 1, and this measurement has no first guess to start from: set start to 1")
+    a = prior.schedule.alphas[index]
+    with torch.no_grad():
+        return a**0.5 * prior.model.encode_mode(problem.initial) + (1 - a) ** 0.5 * noise
 
 
 def time_travel(prior: LatentPrior, z: Tensor, index: int, settings: ResampleSettings) -> DDIMStep:
@@ -67,15 +85,17 @@ def time_travel(prior: LatentPrior, z: Tensor, index: int, settings: ResampleSet
 
 
 def fit(
-    model: "LatentDiffusion",
+    prior: LatentPrior,
     problem: InverseProblem,
     p0: Tensor,
+    index: int,
     stage: Literal["pixel", "latent"],
     settings: ResampleSettings,
 ) -> tuple[Tensor, Minimum]:
     """The clean latent near p0 that explains the measurement, found over images or over latents."""
+    model = prior.model
     if stage == "latent":
-        minimum = fit_latent(model, problem, p0, settings.latent)
+        minimum = fit_latent(model, problem, p0, settings.latent, prior.schedule.alphas_prev[index])
         return minimum.x, minimum
     minimum = fit_pixel(problem, model.decode_first_stage(p0), settings.pixel)
     with torch.no_grad():
@@ -99,16 +119,30 @@ def fit_latent(
     problem: InverseProblem,
     z: Tensor,
     settings: LatentSettings,
+    abar: float = 0.0,
     callback: IterationCallback | None = None,
 ) -> Minimum:
-    """Minimise ``mean((y - A(D(z)))^2)`` over latents (B, C, h, w), from z."""
+    """Minimise ``mean((y - A(D(z)))^2)`` over latents (B, C, h, w), from z.
+
+    With ``settings.anchor``, the negative logarithm of a posterior: z is the mean of a Gaussian prior of deviation
+    ``anchor sqrt(1 - abar)``, and residuals have the variance of the noise plus ``decoder_error^2``. It is scaled so
+    that the residual's part is the loss that is reported.
+    """
 
     def loss_fn(z: Tensor) -> Tensor:
         image = model.differentiable_decode_first_stage(z, force_not_quantize=not settings.quantise)
         return mean_squared_residual(problem.measurement, problem.operator_fn(image))
 
+    penalty_fn = None
+    if settings.anchor is not None:
+        residual_variance = (problem.noise_sigma or 0.0) ** 2 + settings.decoder_error**2
+        weight = residual_variance / (settings.anchor**2 * (1 - abar)) / problem.measurement[0].numel()
+
+        def penalty_fn(moved: Tensor) -> Tensor:
+            return weight * (moved - z).square().flatten(1).sum(1)
+
     rule = stop_rule(settings, problem.noise_sigma)
-    return minimise(loss_fn, z, rule, settings.lr, settings.weight_decay, callback)
+    return minimise(loss_fn, z, rule, settings.lr, settings.weight_decay, callback, penalty_fn)
 
 
 def stop_rule(settings: PixelSettings, noise_sigma: float | None) -> StopRule:

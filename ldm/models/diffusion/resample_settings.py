@@ -63,6 +63,13 @@ def _eps(value: Any) -> float | str:
         raise ValueError(f"{error}, or {NOISE_FLOOR!r}") from None
 
 
+def _anchor(value: Any) -> float | None:
+    try:
+        return None if value is None else _positive(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or null") from None
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
@@ -93,6 +100,7 @@ Positive = Annotated[float, _positive]
 NotNegative = Annotated[float, _not_negative]
 Count = Annotated[int, _count]
 Window = Annotated[int | None, _window]
+Anchor = Annotated[float | None, _anchor]
 Eps = Annotated[float | str, _eps]
 Flag = Annotated[bool, _flag]
 Share = Annotated[Fraction, _share]
@@ -205,6 +213,8 @@ class LatentSettings(PixelSettings):
     max_iters: Count = 500
     window: Window = 200
     quantise: Flag = True
+    anchor: Anchor = None
+    decoder_error: NotNegative = 0.0
 
 
 def _final(value: Any) -> bool | LatentSettings:
@@ -217,6 +227,7 @@ def _final(value: Any) -> bool | LatentSettings:
 class ResampleSettings(CheckedSettings):
     """How ReSample restores (Song et al., ICLR 2024): `conditioning.resample` of a task or preset."""
 
+    start: Share = Fraction(1)
     interval: Count = 10
     stages: StageShares = field(default_factory=StageShares)
     travel_length: Count = 5
@@ -256,8 +267,16 @@ class ResampleSettings(CheckedSettings):
         for stage in (self.pixel, self.latent, self.final_stage or self.latent):
             stage.threshold(noise_sigma)
 
+    def first_index(self, steps: int) -> int:
+        """The index that a run of ``steps`` steps starts from: its first ``1 - start`` are left out."""
+        return max(int(self.start * steps), 1) - 1
+
     def stage_at(self, index: int, steps: int) -> str | None:
         """The hard consistency, "pixel" or "latent", after step ``index`` (0 is the last) of ``steps``; None: none."""
         if index == 0 or index % self.interval or index > steps - int(self.stages.plain * steps):
             return None
         return "latent" if index < int(self.stages.latent * steps) else "pixel"
+
+    def last_event(self, steps: int) -> int:
+        """The index of the last hard consistency among ``steps`` steps; 0 where there is none."""
+        return next((index for index in range(self.first_index(steps) + 1) if self.stage_at(index, steps)), 0)

@@ -83,6 +83,13 @@ class Solver:
             settings=self.settings,
             generator=generator,
             noise_sigma=problem.noise_sigma,
+            initial=problem.initial,
             **guidance(model, self.class_label, self.guidance_scale),
         )
-        return model.decode_first_stage(latent)
+        # The image that was fitted: through the codebook, or without where the last optimisation left it out.
+        return model.decode_first_stage(latent, force_not_quantize=not self._quantises)
+
+    @property
+    def _quantises(self) -> bool:
+        last = self.settings.final_stage or self.settings.latent
+        return self.sampler != "resample" or last.quantise
