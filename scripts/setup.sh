@@ -4,9 +4,8 @@
 #
 #   bash scripts/setup.sh
 #   PYTHON=python3.12 bash scripts/setup.sh                  another Python (3.10 or newer) than python3
-#   TORCH_INDEX_URL=URL bash scripts/setup.sh
-#                                                            torch and torchvision from there: this one is the
-#                                                            small build without GPU support
+#   TORCH_INDEX_URL=URL bash scripts/setup.sh              torch and torchvision from there: PyTorch's CPU index has
+#                                                            the small build without GPU support
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

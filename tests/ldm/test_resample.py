@@ -105,7 +105,7 @@ def test_a_single_event_moves_what_the_operator_sees_and_nothing_else(model):
         pixel=PixelSettings(weight_decay=0), latent=LatentSettings(lr=1e-2, max_iters=2000, weight_decay=0)
     )
     for stage in ("pixel", "latent"):
-        clean, minimum = resample.fit(prior_of(model), problem, p0, 1, stage, settings)
+        clean, minimum = resample.fit(model, problem, p0, stage, settings)
         assert minimum.stops == ["threshold"]
         assert mean_squared_residual(measurement, left_half(clean)) < 1e-6
         assert torch.equal(clean[..., 4:], p0[..., 4:])

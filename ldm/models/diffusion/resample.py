@@ -46,7 +46,8 @@ def sample_resample(
         stage = settings.stage_at(index, len(prior.schedule))
         if stage is not None:
             ahead = time_travel(prior, z, index, settings)
-            clean, minimum = fit(prior, problem, ahead.pseudo_x0, index, stage, settings)
+            abar = prior.schedule.alphas_prev[index]
+            clean, minimum = fit(prior.model, problem, ahead.pseudo_x0, stage, settings, abar)
             z, x0 = resample_at(prior, clean, z, index, settings), ahead.pred_x0
             watch.optimised(step, stage, minimum)
         watch.finished(step, z, x0)
@@ -85,17 +86,19 @@ def time_travel(prior: LatentPrior, z: Tensor, index: int, settings: ResampleSet
 
 
 def fit(
-    prior: LatentPrior,
+    model: "LatentDiffusion",
     problem: InverseProblem,
     p0: Tensor,
-    index: int,
     stage: Literal["pixel", "latent"],
     settings: ResampleSettings,
+    abar: float = 0.0,
 ) -> tuple[Tensor, Minimum]:
-    """The clean latent near p0 that explains the measurement, found over images or over latents."""
-    model = prior.model
+    """The clean latent near p0 that explains the measurement, found over images or over latents.
+
+    ``abar`` is the cumulative product at the latent that p0 is the estimate of.
+    """
     if stage == "latent":
-        minimum = fit_latent(model, problem, p0, settings.latent, prior.schedule.alphas_prev[index])
+        minimum = fit_latent(model, problem, p0, settings.latent, abar)
         return minimum.x, minimum
     minimum = fit_pixel(problem, model.decode_first_stage(p0), settings.pixel)
     with torch.no_grad():

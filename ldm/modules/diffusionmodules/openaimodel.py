@@ -8,19 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
+from ldm.modules.diffusionmodules.model import Upsample
 from ldm.modules.diffusionmodules.util import GroupNorm, timestep_embedding, zero_module
 from ldm.util import reject_unknown
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class Downsample(nn.Module):
