@@ -31,7 +31,6 @@ def test_it_reconstructs_faces_it_has_not_seen(tmp_path):
     ("task", "gain"),
     [
         ("inpainting", 0.5),
-        ("box_inpainting", 0.3),
         ("nonlinear_deblur", 1.0),
         ("gaussian_deblur", -0.3),
         ("super_resolution", -0.5),
