@@ -1,6 +1,7 @@
 """Picture files on disk: finding, naming and checking them, reading them as 8-bit RGB. Imports no torch."""
 
 import hashlib
+import io
 import os
 import unicodedata
 import warnings
@@ -164,16 +165,25 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None, resize: 
     return image.resize(size[::-1], Image.Resampling.BICUBIC)
 
 
+def decode_picture(name: str, content: bytes) -> Image.Image:
+    """As `read_picture`, whatever the size, from the bytes of a file called ``name`` (a member of an archive, say)."""
+    with _opened(name, content) as image:
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open a picture, turning whatever its bytes make Pillow raise, inside the ``with`` block too, into UserError."""
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """Open a picture, turning whatever its bytes make Pillow raise, inside the ``with`` block too, into UserError.
+
+    With ``content``, those are its bytes, and ``path`` is only what errors call it.
+    """
     shown = repr(str(path))
-    if not os.path.isfile(path):
+    if content is None and not os.path.isfile(path):
         raise UserError(f"{shown}: no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
                 yield image
     except (UserError, MemoryError):
         raise
@@ -181,7 +191,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         limit = Image.MAX_IMAGE_PIXELS
         raise UserError(f"{shown}: declares more than {limit} pixels; scale it down first") from None
     except UnidentifiedImageError:
-        what = "not a picture of a known format" if os.path.getsize(path) else "an empty file"
+        size = os.path.getsize(path) if content is None else len(content)
+        what = "not a picture of a known format" if size else "an empty file"
         raise UserError(f"{shown}: {what} ({', '.join(FORMATS)} can be read)") from None
     except Exception as error:  # a decoder that meets damaged bytes may raise anything
         raise UserError(f"{shown}: cannot read this picture: {error or type(error).__name__}") from error

@@ -1,7 +1,6 @@
 """Train a first stage or a latent prior on any folder or zip of pictures."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -61,8 +60,8 @@ def train(args: argparse.Namespace) -> None:
     """Build the model of the config, train the stage, write the weights."""
     import torch
 
+    from data.picture_array import load_pictures
     from ldm.training.loop import LoopSettings
-    from ldm.training.pictures import load_pictures
     from ldm.util import instantiate_from_config
     from model_loader import load_yaml, resolve_device
     from util.errors import UserError
@@ -103,6 +102,7 @@ def train_first_stage(args, settings, loop, model, pictures, validation) -> None
     from ldm.training.initialise import codebook_from_data, linear_encoder
     from ldm.training.latents import encode_pictures
     from ldm.training.loop import Training
+    from util.checkpoint import write_checkpoint
 
     model.to(memory_format=torch.channels_last)
     if not (args.out / "state.pt").exists():
@@ -113,7 +113,9 @@ def train_first_stage(args, settings, loop, model, pictures, validation) -> None
     def report() -> dict[str, float]:
         psnr, decoded = round_trip_psnr(model, validation)
         write_sheet(args.out / "sheet.png", decoded[:16])
-        write_weights(args.out / "weights.safetensors", model.state_dict())
+        write_checkpoint(
+            args.out / "weights.safetensors", contiguous(model.state_dict()), {"weights": "moving average"}
+        )
         return {"psnr": psnr, "psnr_not_quantised": round_trip_psnr(model, validation, quantise=False)[0]}
 
     decoder_only = settings["trainable"] == "decoder"
@@ -123,24 +125,24 @@ def train_first_stage(args, settings, loop, model, pictures, validation) -> None
     if decoder_only:
         device = next(model.parameters()).device
         latents = encode_pictures(model.encode, pictures, args.out / "latents.f16", device)
-        training.run(DecoderLoss(model, pictures, latents, settings["quantised_share"]))
+        final = training.run(DecoderLoss(model, pictures, latents, settings["quantised_share"]))
     else:
-        training.run(AutoencoderLoss(model, pictures))
-    with training.average.applied(model):
-        print(f"round-trip PSNR {report()['psnr']:.2f} dB")
+        final = training.run(AutoencoderLoss(model, pictures))
+    print(f"round-trip PSNR {final['psnr']:.2f} dB")
 
 
 def train_prior(args, settings, loop, model, pictures) -> None:
     """Encode the pictures (once) and train the UNet."""
     import torch
-    from safetensors.torch import load_file
 
     from ldm.models.diffusion.ddim import DDIMSampler
     from ldm.training.diffusion import DiffusionLoss
     from ldm.training.latents import encode_pictures
     from ldm.training.loop import Training
+    from util.checkpoint import read_checkpoint, write_checkpoint
 
-    model.first_stage_model.load_state_dict(load_file(args.first_stage))
+    first_stage = {name: tensor.read() for name, tensor in read_checkpoint(args.first_stage).items()}
+    model.first_stage_model.load_state_dict(first_stage)
     model.requires_grad_(False)
     unet = model.model.diffusion_model.requires_grad_(True).to(memory_format=torch.channels_last)
     latents = encode_pictures(model.encode_mode, pictures, args.out / "latents.f16", model.device)
@@ -151,22 +153,16 @@ def train_prior(args, settings, loop, model, pictures) -> None:
         samples, _ = DDIMSampler(model).sample(50, 16, (model.channels, side, side), verbose=False, generator=generator)
         write_sheet(args.out / "sheet.png", torch.cat([model.decode_first_stage(z[None]).cpu() for z in samples]))
         keep = {k: v for k, v in model.state_dict().items() if k.startswith(("model.", "first_stage_model."))}
-        write_weights(args.out / "weights.safetensors", keep)
+        write_checkpoint(args.out / "weights.safetensors", contiguous(keep), {"weights": "moving average"})
         return {}
 
     training = Training(unet, loop, args.out, args.seed, report)
     training.run(DiffusionLoss(model, latents, settings["weight_cap"]))
-    with training.average.applied(unet):
-        report()
 
 
-def write_weights(path: Path, tensors: dict) -> None:
-    """A safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
-
-    partial = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    os.replace(partial, path)
+def contiguous(tensors: dict) -> dict:
+    """The tensors in plain layout, as a file takes them."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def write_sheet(path: Path, images) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from data.picture_array import load_pictures
 from ldm.training.autoencoder import round_trip_psnr
-from ldm.training.pictures import load_pictures
 from model_loader import get_model
 from sample_condition import main
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ldm.models.autoencoder import VQModelInterface
 from ldm.training.pictures import Crop, cut, random_crops, to_model_range
+from util.metrics import psnr
+from util.run import to_uint8
 
 REVIVE_EVERY = 100
 
@@ -82,11 +84,10 @@ def round_trip_psnr(model: VQModelInterface, pictures: np.ndarray, quantise: boo
 
     Errors are measured on [0, 1] after clipping and rounding to 8 bits, as a written picture would be.
     """
-    device, decoded = next(model.parameters()).device, []
+    device = next(model.parameters()).device
+    ratios, decoded = [], []
     for picture in pictures:
         image = to_model_range(picture[None]).to(device)
         decoded.append(model.decode(model.encode(image), force_not_quantize=not quantise).float().clamp(-1, 1).cpu())
-    decoded = torch.cat(decoded)
-    written = ((decoded + 1) * 127.5).round() / 255
-    truth = (to_model_range(pictures) + 1) / 2
-    return (-10 * (written - truth).square().mean((1, 2, 3)).log10()).mean().item(), decoded
+        ratios.append(psnr(picture / 255, to_uint8(decoded[-1]) / 255))
+    return float(np.mean(ratios)), torch.cat(decoded)

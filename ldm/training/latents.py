@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.training.pictures import to_model_range
+from util.files import whole_file
 
 PICTURES_AT_ONCE = 8
 
@@ -26,13 +27,17 @@ def encode_pictures(
     """
     shape = (2 * len(pictures), *encode(to_model_range(pictures[:1]).to(device)).shape[1:])
     if not cache.exists() or cache.stat().st_size != 2 * int(np.prod(shape)):
-        partial = cache.with_suffix(".part")
-        out = np.memmap(partial, dtype=np.float16, mode="w+", shape=shape)
-        for first in tqdm(range(0, len(pictures), PICTURES_AT_ONCE), desc="encoding", disable=None):
-            images = to_model_range(pictures[first : first + PICTURES_AT_ONCE]).to(device)
-            for offset, version in ((0, images), (len(pictures), images.flip(3))):
-                latents = encode(version).float().cpu().numpy()
-                out[offset + first : offset + first + len(latents)] = latents
-        out.flush()
-        partial.replace(cache)
+        with whole_file(cache) as beside:
+            _write_latents(encode, pictures, np.memmap(beside, dtype=np.float16, mode="w+", shape=shape), device)
     return np.memmap(cache, dtype=np.float16, mode="r", shape=shape)
+
+
+def _write_latents(
+    encode: Callable[[Tensor], Tensor], pictures: np.ndarray, out: np.memmap, device: torch.device
+) -> None:
+    for first in tqdm(range(0, len(pictures), PICTURES_AT_ONCE), desc="encoding", disable=None):
+        images = to_model_range(pictures[first : first + PICTURES_AT_ONCE]).to(device)
+        for offset, version in ((0, images), (len(pictures), images.flip(3))):
+            latents = encode(version).float().cpu().numpy()
+            out[offset + first : offset + first + len(latents)] = latents
+    out.flush()

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from ldm.modules.ema import ExponentialMovingAverage
 from util.errors import UserError
+from util.files import whole_file
 
 WARMUP_STEPS = 200
 LOG_EVERY = 50
@@ -106,12 +106,14 @@ class Training:
             "step": self.step,
             "seconds": self.seconds,
         }
-        partial = self.state_file.with_suffix(".part")
-        torch.save(state, partial)
-        os.replace(partial, self.state_file)
+        with whole_file(self.state_file) as beside:
+            torch.save(state, beside)
 
-    def run(self, loss: Loss) -> None:
+    def run(self, loss: Loss) -> dict[str, float]:
         """Train until ``max_minutes`` of training have passed, over all runs in this folder together.
+
+        Returns:
+            The columns of the last report; it is made also where no time was left to train.
 
         Args:
             loss: ``loss(stage, rng)`` gives the loss of one batch, a scalar tensor; random numbers come from ``rng``.
@@ -124,12 +126,12 @@ class Training:
                 self.seconds = time.monotonic() - started
                 bar.set_postfix(step=self.step, loss=f"{np.mean(losses[-LOG_EVERY:]):.4f}", refresh=False)
                 bar.update(self.seconds / 60 - bar.n)
-                if time.monotonic() - saved > 60 * self.settings.save_minutes or self.seconds >= limit:
-                    self.save()
-                    self._log(float(np.mean(losses)))
+                if time.monotonic() - saved > 60 * self.settings.save_minutes and self.seconds < limit:
+                    self._save_and_report(losses)
                     # What saving and looking cost is not training time.
                     started = time.monotonic() - self.seconds
                     saved, losses = time.monotonic(), []
+        return self._save_and_report(losses)
 
     def _step(self, loss_fn: Loss, progress: float) -> float:
         rate = learning_rate(self.settings, self.step, progress)
@@ -151,10 +153,19 @@ class Training:
             )
         return value
 
-    def _log(self, loss: float) -> None:
-        columns = {"step": self.step, "minutes": round(self.seconds / 60, 2), "loss": loss}
+    def _save_and_report(self, losses: list[float]) -> dict[str, float]:
+        """Save what was trained since the last time, if anything, and report."""
+        if losses:
+            self.save()
         with self.average.applied(self.network):
-            columns |= self.report()
+            report = self.report()
+        if losses:
+            self._log(
+                {"step": self.step, "minutes": round(self.seconds / 60, 2), "loss": float(np.mean(losses)), **report}
+            )
+        return report
+
+    def _log(self, columns: dict[str, float]) -> None:
         log, new = self.folder / "log.csv", not (self.folder / "log.csv").exists()
         with log.open("a", newline="") as out:
             writer = csv.DictWriter(out, columns)

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from data.picture_array import load_pictures
 from ldm.models.autoencoder import VQModelInterface
 from ldm.modules.ema import ExponentialMovingAverage
 from ldm.training.autoencoder import AutoencoderLoss, DecoderLoss, round_trip_psnr
 from ldm.training.initialise import codebook_from_data, linear_encoder, patch_components
 from ldm.training.latents import encode_pictures
 from ldm.training.loop import LoopSettings, Training, learning_rate, stage_at
-from ldm.training.pictures import Crop, cut, load_pictures, random_crops, to_model_range
+from ldm.training.pictures import Crop, cut, random_crops, to_model_range
 from tests.tiny import CONFIG, write_pictures
 from util.errors import UserError
 
@@ -166,6 +168,19 @@ def test_pictures_come_from_folders_and_zips_and_are_cached(tmp_path):
     assert pictures.shape == (3, 32, 32, 3)
     assert np.array_equal(pictures[1], pictures[2])
     assert load_pictures(sources[:1], 16, tmp_path / "cache.u8").shape == (2, 16, 16, 3)
+
+
+def test_training_pictures_are_read_as_all_others(tmp_path):
+    """Transparency over white and 16 bits scaled, from a folder and from a zip file."""
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    grey = Image.fromarray(np.full((32, 32), 32896, dtype=np.uint16))
+    (tmp_path / "a").mkdir()
+    clear.save(tmp_path / "a" / "clear.png")
+    grey.save(tmp_path / "a" / "grey.png")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(tmp_path / "a" / "grey.png", "grey.png")
+    pictures = load_pictures([tmp_path / "a", tmp_path / "b.zip"], 32, tmp_path / "cache.u8")
+    assert [np.unique(picture).tolist() for picture in pictures] == [[255], [128], [128]]
 
 
 def test_pictures_that_cannot_be_used_are_told(tmp_path):

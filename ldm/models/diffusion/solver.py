@@ -10,7 +10,6 @@ from ldm.models.diffusion.cost import Cost, most_passes
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.guidance import guidance
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, get_sampler
-from ldm.models.diffusion.resample import stop_rule
 from ldm.models.diffusion.resample_settings import ResampleSettings
 
 if TYPE_CHECKING:
@@ -46,9 +45,7 @@ class Solver:
         get_sampler(self.sampler)
         DDIMSampler(model).make_schedule(self.steps, ddim_eta=self.eta)
         guidance(model, self.class_label, self.guidance_scale)
-        settings = self.settings
-        for stage in (settings.pixel, settings.latent, settings.final_stage or settings.latent):
-            stop_rule(stage, noise_sigma)
+        self.settings.check_noise_level(noise_sigma)
 
     def cost(self) -> Cost:
         """Return the most passes that a restoration can take."""
