@@ -7,7 +7,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings, StageShares
+from ldm.models.diffusion.resample_settings import (
+    LatentSettings,
+    PixelSettings,
+    RefineSettings,
+    ResampleSettings,
+    StageShares,
+)
 from util.errors import UserError
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "presets"
@@ -88,9 +94,12 @@ def test_eps_noise_of_a_clean_measurement_is_the_references():
     assert PixelSettings(eps="noise").threshold(0.0) == PixelSettings().threshold(None) == 1e-6
 
 
-@pytest.mark.parametrize("part", ["pixel", "latent", "final"])
-def test_an_unknown_noise_level_is_refused_wherever_it_is_asked_for(part):
-    settings = ResampleSettings.from_config({part: {"eps": "noise"}})
+@pytest.mark.parametrize(
+    "config",
+    [{"pixel": {"eps": "noise"}}, {"latent": {"eps": "noise"}}, {"final": {"eps": "noise"}}, {"refine": {}}],
+)
+def test_an_unknown_noise_level_is_refused_wherever_it_is_asked_for(config):
+    settings = ResampleSettings.from_config(config)
     settings.check_noise_level(0.01)
     with pytest.raises(UserError, match="not known"):
         settings.check_noise_level(None)
@@ -107,6 +116,20 @@ def test_a_mapping_names_only_what_differs_and_comes_back():
     )
     assert ResampleSettings.from_config(yaml.safe_load(yaml.safe_dump(settings.to_config()))) == settings
     assert ResampleSettings.from_config(None) == ResampleSettings()
+
+
+def test_refining_is_off_and_a_mapping_names_what_differs():
+    assert ResampleSettings().refine is None
+    settings = ResampleSettings.from_config({"refine": {"deviation": 0.1}})
+    assert settings.refine == RefineSettings(deviation=0.1)
+    assert ResampleSettings.from_config(settings.to_config()) == settings
+    assert ResampleSettings.from_config({"refine": {}}).refine == RefineSettings()
+
+
+def test_the_result_is_decoded_as_the_last_optimisation_saw_it():
+    assert ResampleSettings().quantise
+    assert not ResampleSettings.from_config({"final": {"quantise": False}}).quantise
+    assert not ResampleSettings.from_config({"final": False, "latent": {"quantise": False}}).quantise
 
 
 def test_the_final_stage_follows_the_latent_one_but_where_it_differs():
@@ -144,6 +167,9 @@ def test_the_final_stage_follows_the_latent_one_but_where_it_differs():
         ({"pixel": {"max_iters": 1e400}}, "pixel.max_iters is inf"),
         ({"latent": 3}, "conditioning.resample.latent is 3: must be a mapping"),
         ({"latent": {"lr": 0}, "final": {}}, "conditioning.resample.latent.lr is 0"),
+        ({"refine": {"deviation": 0}}, "conditioning.resample.refine.deviation is 0: must be a number above 0"),
+        ({"refine": {"devition": 1}}, r"resample.refine 'devition': did you mean 'deviation'\?"),
+        ({"refine": True}, "refine is True: must be null or a mapping"),
         ({"final": 3}, "final is 3: must be true, false or a mapping"),
         ({"stages": {"plain": 1.5}}, "stages.plain is 1.5: must be a share from 0 to 1"),
         ({"stages": {"plain": "1/0"}}, "stages.plain is '1/0'"),

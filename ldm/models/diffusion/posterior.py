@@ -45,7 +45,7 @@ class TraceEvent:
         step: position in the run, from 0; the number of steps for what comes after the last.
         timestep: the diffusion timestep of that step; 0 after the last.
         stage: a step without ("ddim") or with ("soft") the gradient of the measurement, hard consistency over
-            "pixel" or "latent", or the "final" latent stage.
+            "pixel" or "latent", the "final" latent stage, or what "refine" does to the decoded image.
         iterations: optimiser iterations.
         first_loss, last_loss: mean squared residuals; for "soft" both are the norm that the step descends.
         stop: why the optimisation stopped; "" where there was none.
@@ -55,7 +55,7 @@ class TraceEvent:
 
     step: int
     timestep: int
-    stage: Literal["ddim", "soft", "pixel", "latent", "final"]
+    stage: Literal["ddim", "soft", "pixel", "latent", "final", "refine"]
     iterations: int = 0
     first_loss: float | None = None
     last_loss: float | None = None

@@ -217,6 +217,21 @@ class LatentSettings(PixelSettings):
     decoder_error: NotNegative = 0.0
 
 
+@dataclass(frozen=True)
+class RefineSettings(CheckedSettings):
+    """The last optimisation, over the decoded image (`refine`)."""
+
+    deviation: Positive = 0.03
+    correlation: Positive = 0.6
+    max_iters: Count = 20
+
+
+def _refine(value: Any) -> RefineSettings | None:
+    if not isinstance(value, RefineSettings | None):
+        raise ValueError("must be null or a mapping of settings")
+    return value
+
+
 def _final(value: Any) -> bool | LatentSettings:
     if not isinstance(value, bool | LatentSettings):
         raise ValueError("must be true, false or a mapping of settings")
@@ -240,6 +255,7 @@ class ResampleSettings(CheckedSettings):
     pixel: PixelSettings = field(default_factory=PixelSettings)
     latent: LatentSettings = field(default_factory=LatentSettings)
     final: Annotated[bool | LatentSettings, _final] = True
+    refine: Annotated[RefineSettings | None, _refine] = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None, where: str = "conditioning.resample") -> "ResampleSettings":
@@ -249,6 +265,8 @@ class ResampleSettings(CheckedSettings):
             LatentSettings.from_config(config.get("latent"), f"{where}.latent")
             merged = {**(config.get("latent") or {}), **config["final"]}
             config = {**config, "final": LatentSettings.from_config(merged, f"{where}.final")}
+        if isinstance(config, Mapping) and isinstance(config.get("refine"), Mapping):
+            config = {**config, "refine": RefineSettings.from_config(config["refine"], f"{where}.refine")}
         return super().from_config(config, where)
 
     @property
@@ -258,14 +276,21 @@ class ResampleSettings(CheckedSettings):
             return self.final
         return self.latent if self.final else None
 
+    @property
+    def quantise(self) -> bool:
+        """Whether the result is decoded through the codebook: as the last optimisation saw it."""
+        return (self.final_stage or self.latent).quantise
+
     def check_noise_level(self, noise_sigma: float | None) -> None:
         """Check that a measurement with noise of this level can be restored, before any work is done.
 
         Raises:
-            UserError: as `PixelSettings.threshold`.
+            UserError: as `PixelSettings.threshold`; or the level is not known, and the image is to be refined.
         """
         for stage in (self.pixel, self.latent, self.final_stage or self.latent):
             stage.threshold(noise_sigma)
+        if self.refine is not None and noise_sigma is None:
+            raise UserError("the level of this measurement's noise is not known, and refine needs it: set refine to null")
 
     def first_index(self, steps: int) -> int:
         """The index that a run of ``steps`` steps starts from: its first ``1 - start`` are left out."""

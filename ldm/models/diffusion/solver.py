@@ -1,5 +1,6 @@
 """A posterior sampler with everything that it is told besides the measurement: one restoration is one call."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from ldm.models.diffusion.cost import Cost, most_passes
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.guidance import guidance
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, get_sampler
+from ldm.models.diffusion.refine import refine
 from ldm.models.diffusion.resample_settings import ResampleSettings
 
 if TYPE_CHECKING:
@@ -84,9 +86,13 @@ class Solver:
             **guidance(model, self.class_label, self.guidance_scale),
         )
         # The image that was fitted: through the codebook, or without where the last optimisation left it out.
-        return model.decode_first_stage(latent, force_not_quantize=not self._quantises)
-
-    @property
-    def _quantises(self) -> bool:
-        last = self.settings.final_stage or self.settings.latent
-        return self.sampler != "resample" or last.quantise
+        image = model.decode_first_stage(latent, force_not_quantize=not self.settings.quantise)
+        if self.settings.refine is None:
+            return image
+        started = time.perf_counter()
+        minimum = refine(problem, image, self.settings.refine)
+        if callback is not None:
+            losses, stop = minimum.losses[0], minimum.stops[0]
+            seconds = time.perf_counter() - started
+            callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds))
+        return minimum.x
