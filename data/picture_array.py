@@ -1,6 +1,7 @@
 """A set of pictures as one array: folders and zip files decoded once into a memory-mapped file. Imports no torch."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,9 +21,16 @@ def _decoded(sources: Sequence[str | Path]) -> Iterator[Image.Image]:
         elif zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
                 for name in sorted(n for n in archive.namelist() if n.lower().endswith(SUFFIXES)):
-                    yield decode_picture(f"{source}:{name}", archive.read(name))
+                    yield decode_picture(f"{source}:{name}", _member(archive, name))
         else:
             raise UserError(f"--data: {source} is neither a folder nor a zip file of pictures")
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"--data: cannot read {name!r} in {archive.filename}: {error}") from error
 
 
 def load_pictures(sources: Sequence[str | Path], side: int, cache: Path) -> np.ndarray:

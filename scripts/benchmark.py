@@ -4,12 +4,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import whole_number
-from util.errors import UserError
+from util.cli import Parser, add_debug, exit_status, whole_number
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,11 +24,9 @@ convolutions and matrix products in the same number format. In OUT: benchmark.js
 demo.md."""
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/latent-diffusion/ffhq-ldm-vq-4.yaml")
     parser.add_argument("--checkpoint", type=Path, help="the model's weights (default: random ones)")
     parser.add_argument("--side", type=whole_number(1), help="of the images, in pixels (default: the model's)")
@@ -45,6 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     demo.add_argument("--limit", type=whole_number(1), default=4, help="pictures of each task (default: 4)")
     demo.add_argument("--tasks", type=Path, nargs="+", default=sorted((ROOT / "configs/tasks/demo").glob("*.yaml")))
     demo.add_argument("settings", nargs="*", metavar="key=value", help="settings for all presets, after a --")
+    add_debug(parser)
     return parser.parse_args(argv)
 
 
@@ -86,15 +85,9 @@ def time_presets(args: argparse.Namespace) -> str:
     return text
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for a mistake in the input."""
-    args = parse(argv)
-    try:
-        print(time_presets(args) if args.demo else time_parts(args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    return exit_status(lambda args: print(time_presets(args) if args.demo else time_parts(args)), argv, parse)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util.checkpoint import moving_averages, read_checkpoint, write_checkpoint
+from util.cli import Parser, add_debug, exit_status
 from util.errors import UserError
 
 # Names below these are for training only, in a whole model and in a first stage alone.
@@ -65,29 +66,32 @@ def convert(source: Path, target: Path, ema: bool = False, half: bool = False) -
     return len(wanted), len(stored) - len(wanted)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
     summary, examples = __doc__.split("\n\nexamples:", 1)
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=f"examples:{examples}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=summary, epilog=f"examples:{examples}")
     parser.add_argument("source", type=Path, help="the checkpoint to read")
     parser.add_argument("target", type=Path, help="the .safetensors file to write; it is replaced when it is there")
     parser.add_argument(
         "--ema", action="store_true", help="write the moving average of the UNet's weights as its weights"
     )
     parser.add_argument("--half", action="store_true", help="networks in half precision: half the size")
-    args = parser.parse_args(argv)
-    try:
-        if args.target.suffix != ".safetensors":
-            raise UserError(f"{args.target}: the new file's name must end in .safetensors")
-        written, left_out = convert(args.source, args.target, args.ema, args.half)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    add_debug(parser)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert, and say what came out."""
+    if args.target.suffix != ".safetensors":
+        raise UserError(f"{args.target}: the new file's name must end in .safetensors")
+    written, left_out = convert(args.source, args.target, args.ema, args.half)
     size = args.target.stat().st_size / 1e6
     print(f"{args.target}: {written} tensors, {size:.1f} MB; {left_out} that only training used were left out")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    return exit_status(run, argv, parse)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ A row shows truth, measurement, baseline and restoration of one image, another o
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm_inverse.task import Task
+from util.cli import Parser, add_debug, exit_status
 from util.errors import UserError
 from util.files import write_whole
 from util.run import read_measurement, to_uint8
@@ -108,22 +110,28 @@ def draw(runs: list[Run], path: Path) -> None:
     write_whole(path, content.getvalue())
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="folders that sample_condition.py has written"
     )
     parser.add_argument("--save", type=Path, required=True, metavar="PNG", help="where the picture goes")
-    args = parser.parse_args(argv)
-    try:
-        runs = [read_run(folder) for folder in args.runs]
-        draw(runs, args.save)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    add_debug(parser)
+    return parser.parse_args(argv)
+
+
+def show(args: argparse.Namespace) -> None:
+    """Draw the picture and print the table."""
+    runs = [read_run(folder) for folder in args.runs]
+    draw(runs, args.save)
     print(table(runs))
     print(f"\npicture: {args.save}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    return exit_status(show, argv, parse)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Train a first stage or a latent prior on any folder or zip of pictures."""
 
 import argparse
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util.cli import Parser, add_debug, exit_status, whole_number
 
 EXAMPLES = """examples:
   python scripts/train.py --stage autoencoder --config configs/latent-diffusion/demo-ldm-vq-4.yaml \\
@@ -17,43 +21,51 @@ In OUT: weights.safetensors (moving average; for the diffusion stage with the fi
 sample_condition.py), log.csv, sheet.png (round trips, or unselected samples), state.pt (to resume)."""
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--stage", required=True, choices=("autoencoder", "diffusion"), help="what is trained")
     parser.add_argument("--config", required=True, type=Path, help="model YAML with a `training` block")
     parser.add_argument("--data", required=True, nargs="+", type=Path, help="folders or zip files of pictures")
     parser.add_argument("--out", required=True, type=Path, help="folder for the weights, the log and the state")
-    parser.add_argument("--max_minutes", type=float, default=60, help="minutes of training in all (default 60)")
+    parser.add_argument("--max_minutes", type=minutes, default=60, help="minutes of training in all (default 60)")
     parser.add_argument("--val", type=Path, help="folder of pictures for the round-trip PSNR (default: 32 of --data)")
     parser.add_argument("--first_stage", type=Path, help="trained first stage (diffusion only, needed there)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the networks")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default 0)")
-    parser.add_argument("--save_minutes", type=float, default=5, help="minutes between saves (default 5)")
+    parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="seed of weights and batches (default 0)")
+    parser.add_argument("--save_minutes", type=minutes, default=5, help="minutes between saves (default 5)")
+    add_debug(parser)
     args = parser.parse_args(argv)
     if (args.stage == "diffusion") != (args.first_stage is not None):
         parser.error("--first_stage goes with --stage diffusion, and is needed there")
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 when the training is complete, 2 for a mistake in the input."""
-    args = parse(sys.argv[1:] if argv is None else argv)
-    from util.errors import UserError
+def minutes(text: str) -> float:
+    """Argument type: a finite number, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected minutes, 0 or more, got {text!r}")
+    return value
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    return exit_status(run, argv, parse)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, and say how to go on when that is interrupted."""
     try:
         train(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from the last save in {args.out}", file=sys.stderr)
-        return 130
-    return 0
+        raise
 
 
 def train(args: argparse.Namespace) -> None:
@@ -62,27 +74,28 @@ def train(args: argparse.Namespace) -> None:
 
     from data.picture_array import load_pictures
     from ldm.training.loop import LoopSettings
+    from ldm.training.settings import read_training
     from ldm.util import instantiate_from_config
-    from model_loader import load_yaml, resolve_device
-    from util.errors import UserError
+    from model_loader import build_model, load_yaml, resolve_device
+    from util.files import make_folder
     from util.memory import keep_freed_memory
 
     keep_freed_memory()
     config = load_yaml(args.config)
-    if not config.get("training"):
-        raise UserError(f"{args.config} has no `training` block: see configs/latent-diffusion/demo-ldm-vq-4.yaml")
-    settings = dict(config["training"][args.stage])
-    loop_keys = ("learning_rate", "ema_decay", "stages")
+    settings = read_training(config, args.stage)
+    check(args, settings, build_model(config))
     loop = LoopSettings(
         max_minutes=args.max_minutes,
         save_minutes=args.save_minutes,
         bfloat16=args.precision == "bf16",
-        **{key: settings.pop(key) for key in loop_keys},
+        learning_rate=settings.learning_rate,
+        ema_decay=settings.ema_decay,
+        stages=settings.stages,
     )
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     model = instantiate_from_config(config["model"]).to(resolve_device(args.device))
     side = model.first_stage_model.resolution
     pictures = load_pictures(args.data, side, args.out / "pictures.u8")
@@ -91,6 +104,26 @@ def train(args: argparse.Namespace) -> None:
         train_first_stage(args, settings, loop, model.first_stage_model, pictures, validation)
     else:
         train_prior(args, settings, loop, model, pictures)
+
+
+def check(args, settings, architecture) -> None:
+    """Check that this is a model whose stage can be trained, before anything is written.
+
+    Raises:
+        UserError: it is not.
+    """
+    from ldm.models.autoencoder import IdentityFirstStage, VQModelInterface
+    from util.errors import UserError
+
+    if args.seed >= 2**32:
+        raise UserError(f"--seed is {args.seed}: must be below 2^32")
+    first_stage = architecture.first_stage_model
+    if isinstance(first_stage, IdentityFirstStage):
+        raise UserError(f"{args.config} has no first stage, which training needs")
+    if args.stage == "autoencoder":
+        if not isinstance(first_stage, VQModelInterface):
+            raise UserError(f"{args.config}: its first stage is no VQModelInterface, the only one that can be trained")
+        settings.check_crops(first_stage.resolution, first_stage.downsampling)
 
 
 def train_first_stage(args, settings, loop, model, pictures, validation) -> None:
@@ -106,8 +139,8 @@ def train_first_stage(args, settings, loop, model, pictures, validation) -> None
 
     model.to(memory_format=torch.channels_last)
     if not (args.out / "state.pt").exists():
-        if settings["init"] == "linear":
-            linear_encoder(model, pictures, settings["whitening"])
+        if settings.init == "linear":
+            linear_encoder(model, pictures, settings.whitening)
         codebook_from_data(model, pictures, np.random.RandomState(args.seed))
 
     def report() -> dict[str, float]:
@@ -118,14 +151,14 @@ def train_first_stage(args, settings, loop, model, pictures, validation) -> None
         )
         return {"psnr": psnr, "psnr_not_quantised": round_trip_psnr(model, validation, quantise=False)[0]}
 
-    decoder_only = settings["trainable"] == "decoder"
+    decoder_only = settings.trainable == "decoder"
     for module in (model.encoder, model.quant_conv, model.quantize):
         module.requires_grad_(not decoder_only)
     training = Training(model, loop, args.out, args.seed, report)
     if decoder_only:
         device = next(model.parameters()).device
         latents = encode_pictures(model.encode, pictures, args.out / "latents.f16", device)
-        final = training.run(DecoderLoss(model, pictures, latents, settings["quantised_share"]))
+        final = training.run(DecoderLoss(model, pictures, latents, float(settings.quantised_share)))
     else:
         final = training.run(AutoencoderLoss(model, pictures))
     print(f"round-trip PSNR {final['psnr']:.2f} dB")
@@ -139,10 +172,9 @@ def train_prior(args, settings, loop, model, pictures) -> None:
     from ldm.training.diffusion import DiffusionLoss
     from ldm.training.latents import encode_pictures
     from ldm.training.loop import Training
-    from util.checkpoint import read_checkpoint, write_checkpoint
+    from util.checkpoint import write_checkpoint
 
-    first_stage = {name: tensor.read() for name, tensor in read_checkpoint(args.first_stage).items()}
-    model.first_stage_model.load_state_dict(first_stage)
+    load_first_stage(model.first_stage_model, args.first_stage)
     model.requires_grad_(False)
     unet = model.model.diffusion_model.requires_grad_(True).to(memory_format=torch.channels_last)
     latents = encode_pictures(model.encode_mode, pictures, args.out / "latents.f16", model.device)
@@ -157,7 +189,27 @@ def train_prior(args, settings, loop, model, pictures) -> None:
         return {}
 
     training = Training(unet, loop, args.out, args.seed, report)
-    training.run(DiffusionLoss(model, latents, settings["weight_cap"]))
+    training.run(DiffusionLoss(model, latents, settings.weight_cap))
+
+
+def load_first_stage(model, path: Path) -> None:
+    """Give an autoencoder the weights that a training of it has written.
+
+    Raises:
+        UserError: the file is not readable, not safe, or not of this autoencoder.
+    """
+    from util.checkpoint import read_checkpoint
+    from util.errors import UserError
+
+    weights = {name: tensor.read() for name, tensor in read_checkpoint(path).items()}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds NaN, infinity or {tensor.dtype} numbers")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"{path} is not the first stage that the configuration describes: {first:.200}") from error
 
 
 def contiguous(tensors: dict) -> dict:

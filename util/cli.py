@@ -8,9 +8,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from util.errors import UserError
+from util.errors import UserError, printable
 from util.registry import unknown
 
 DESCRIPTION = """\
@@ -38,8 +38,11 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are UserErrors: one line instead of the whole usage."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are UserErrors: one line instead of the whole usage. Abbreviations are mistakes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the arguments)")
@@ -62,19 +65,18 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `sample_condition.py`. Arguments that a task or preset may also set default to None."""
-    parser = _Parser(
-        prog="sample_condition.py",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="sample_condition.py", description=DESCRIPTION, epilog=EXAMPLES)
     _add_inputs(parser.add_argument_group("what to restore"))
     _add_model(parser.add_argument_group("model"))
     _add_solver(parser.add_argument_group("solver"))
     _add_run(parser.add_argument_group("run"))
     parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting, by its dotted path")
     return parser
+
+
+def add_debug(parser: argparse._ActionsContainer) -> None:
+    """Add `--debug`, which `exit_status` heeds."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _add_inputs(group: argparse._ArgumentGroup) -> None:
@@ -161,7 +163,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--seed", type=whole_number(0), default=0, metavar="N", help="of everything random (default: %(default)s)"
     )
     group.add_argument("--dry_run", action="store_true", help="show settings, inputs and cost; write nothing")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(group)
     loudness = group.add_mutually_exclusive_group()
     loudness.add_argument("--verbose", action="store_true", help="say more")
     loudness.add_argument("--quiet", action="store_true", help="only warnings and the table")
@@ -199,8 +201,12 @@ def _split_word(word: str) -> tuple[str, str]:
     return key, value
 
 
-def exit_status(command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command on its arguments and say how it went.
+def exit_status(
+    command: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None = None,
+    parse: Callable[[Sequence[str]], argparse.Namespace] = parse_args,
+) -> int:
+    """Run a command on its arguments, which `parse` makes of the words, and say how it went.
 
     Returns:
         0 for success (`--help` included); 2 after a user's mistake, which is told in one line on stderr (`--debug` adds
@@ -208,11 +214,11 @@ def exit_status(command: Callable[[argparse.Namespace], None], argv: Sequence[st
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        command(parse_args(words))
+        command(parse(words))
     except UserError as error:
         if "--debug" in words:
             traceback.print_exc()
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         return 130

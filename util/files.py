@@ -32,6 +32,18 @@ def whole_file(path: Path) -> Iterator[Path]:
             beside.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, where it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one piece; see `whole_file`."""
     with whole_file(path) as beside:

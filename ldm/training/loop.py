@@ -87,13 +87,18 @@ class Training:
         return self.folder / "state.pt"
 
     def _resume(self) -> None:
-        state = torch.load(self.state_file, weights_only=True, map_location="cpu")
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.average.load_state_dict(state["average"])
-        name, keys, *rest = state["rng"]
-        self.rng.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        self.step, self.seconds = state["step"], state["seconds"]
+        try:
+            state = torch.load(self.state_file, weights_only=True, map_location="cpu")
+            self.network.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.average.load_state_dict(state["average"])
+            name, keys, *rest = state["rng"]
+            self.rng.set_state((name, keys.numpy().astype(np.uint32), *rest))
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        except Exception as error:  # a damaged file, or one of another model, may fail anywhere
+            raise UserError(
+                f"{self.state_file} is no state of this training: start in another --out, or delete it"
+            ) from error
 
     def save(self) -> None:
         """Write the state beside the old one and put it in its place."""

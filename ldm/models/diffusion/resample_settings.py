@@ -6,7 +6,7 @@ heavy is imported.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from fractions import Fraction
 from typing import Annotated, Any, get_type_hints
 
@@ -87,7 +87,9 @@ def _share(value: Any) -> Fraction:
     return share
 
 
-def _one_of(*words: str) -> Callable[[Any], str]:
+def one_of(*words: str) -> Callable[[Any], str]:
+    """Return the check for one of some words."""
+
     def check(value: Any) -> str:
         if value not in words:
             raise ValueError(f"must be one of {', '.join(words)}")
@@ -127,7 +129,8 @@ class CheckedSettings:
             where: the mapping's dotted path, for error messages.
 
         Raises:
-            UserError: an unknown key (the nearest known one is offered), or a value of the wrong type or range.
+            UserError: an unknown key (the nearest known one is offered), one that is missing and has no default, or a
+                value of the wrong type or range.
         """
         if not isinstance(config, Mapping | None):
             raise UserError(f"{where} is {config!r}: must be a mapping of settings")
@@ -137,6 +140,9 @@ class CheckedSettings:
             if key not in hints:
                 raise unknown(f"setting of {where}", key, hints)
             values[key] = hints[key].from_config(value, f"{where}.{key}") if _is_group(hints[key]) else value
+        missing = [setting.name for setting in fields(cls) if _is_required(setting) and setting.name not in values]
+        if missing:
+            raise UserError(f"{where} needs {', '.join(missing)}")
         try:
             return cls(**values)
         except UserError as error:
@@ -151,6 +157,11 @@ class CheckedSettings:
             elif isinstance(value, Fraction):
                 plain[key] = str(value)
         return plain
+
+
+def _is_required(setting: Field) -> bool:
+    """Whether a field of a dataclass has no default."""
+    return setting.default is MISSING and setting.default_factory is MISSING
 
 
 def _is_group(hint: Any) -> bool:
@@ -249,9 +260,9 @@ class ResampleSettings(CheckedSettings):
     gamma: Positive = 40.0
     soft_step: Flag = True
     soft_scale: NotNegative = 0.5
-    tweedie: Annotated[str, _one_of("reference", "exact")] = "reference"
-    travel_index: Annotated[str, _one_of("reference", "exact")] = "reference"
-    resample_variance: Annotated[str, _one_of("reference", "paper")] = "reference"
+    tweedie: Annotated[str, one_of("reference", "exact")] = "reference"
+    travel_index: Annotated[str, one_of("reference", "exact")] = "reference"
+    resample_variance: Annotated[str, one_of("reference", "paper")] = "reference"
     pixel: PixelSettings = field(default_factory=PixelSettings)
     latent: LatentSettings = field(default_factory=LatentSettings)
     final: Annotated[bool | LatentSettings, _final] = True
