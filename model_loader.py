@@ -254,7 +254,7 @@ def _log_unused(model: LatentDiffusion, stored: Mapping[str, StoredTensor], ckpt
 def _read(name: str, stored: StoredTensor, ckpt: Path, device: str | torch.device) -> Tensor:
     tensor = stored.read()
     if not tensor.is_floating_point():
-        return tensor.to(device)
+        raise UserError(f"{ckpt}: {name} holds {tensor.dtype} numbers, and no model does")
     tensor = tensor.to(torch.float32)
     if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
         raise UserError(f"{ckpt}: {name} holds NaN or infinity: the file is damaged, or its training diverged")
@@ -262,6 +262,9 @@ def _read(name: str, stored: StoredTensor, ckpt: Path, device: str | torch.devic
 
 
 def _check_schedule(model: LatentDiffusion, state: Mapping[str, Tensor], ckpt: Path) -> None:
+    for name in state.keys() & {"betas", "alphas_cumprod"}:
+        if not 0 < state[name].min() <= state[name].max() < 1:
+            raise UserError(f"{ckpt}: {name} holds numbers outside 0 to 1: the file is damaged")
     if "betas" in state and not torch.allclose(state["betas"].cpu(), model.betas, rtol=1e-3):
         logger.warning("%s was trained with another noise schedule than the configuration's; the file's is used", ckpt)
 

@@ -112,6 +112,8 @@ def prepare(args: Namespace) -> Job:
         own,
     )
     task = Task(**asdict(settings.measurement), method=conditioning.method, params=conditioning.params)
+    if args.measurement is None:
+        task.operator.check_draw()
     arithmetic = Arithmetic(settings.precision, settings.low_memory, settings.compile)
     architecture = build_model(load_yaml(args.ldm_config))
     solver.check(architecture, task.noise.sigma)

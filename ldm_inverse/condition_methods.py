@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm_inverse.noises import Noise
 from ldm_inverse.operators import Operator
+from util.checks import real_number
 from util.registry import Registry
 
 METHODS = Registry("conditioning method")
@@ -51,7 +52,7 @@ class PosteriorSampling:
         self.model = model
         self.operator = operator
         self.noiser = noiser
-        self.scale = scale
+        self.scale = real_number("scale", scale)
 
     def conditioning(
         self,

@@ -69,7 +69,7 @@ class Gaussian(Noise):
     """y = x + sigma n with n standard normal.
 
     Args:
-        sigma: standard deviation in units of [-1, 1], from 0.
+        sigma: standard deviation in units of [-1, 1], from 0 to 1000.
 
     Raises:
         UserError: a value out of range.
@@ -77,7 +77,7 @@ class Gaussian(Noise):
 
     def __init__(self, sigma: float, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
         super().__init__(noise_on_dropped, rng)
-        self.sigma = real_number("sigma", sigma, 0)
+        self.sigma = real_number("sigma", sigma, 0, 1000)
 
     def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
         if isinstance(rng, np.random.RandomState):

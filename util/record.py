@@ -36,7 +36,7 @@ def plan(settings: Settings, pictures: Sequence[tuple[str, Path]], samples: int,
     """
     count = len(pictures) * samples
     lines = [yaml.safe_dump(asdict(settings), sort_keys=False)]
-    lines += [f"{len(pictures)} pictures:", *(f"  {name}  ({path})" for name, path in pictures)]
+    lines += [f"{len(pictures)} pictures:", *(f"  {name}  ({str(path)!r})" for name, path in pictures)]
     lines += ["", "passes, at most (optimisations may stop early):"]
     for what, number in passes.items():
         lines.append(f"  {what:32s} {number:>8,} for a restoration, {number * count:>12,} for all {count}")

@@ -202,9 +202,14 @@ def read_measurement(folder: Path, image: str, made_by: Mapping[str, Any]) -> di
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {}).get("made_by", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable measurement: {error}") from error
     expected = json.loads(json.dumps(made_by))  # as a file gives it back: tuples are lists
     if found != expected:
         raise UserError(f"{path} is a measurement by other settings: {found}, where the task has {expected}")
+    for key, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise UserError(
+                f"{path} is not a readable measurement: {key} holds NaN, infinity or {tensor.dtype} numbers"
+            )
     return tensors

@@ -86,9 +86,11 @@ def resolve(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
         UserError: an unknown key (the nearest known one is offered), a value of the wrong type or out of range.
     """
     merged = OmegaConf.structured(Settings)
+    defaults = OmegaConf.to_container(merged)
     for source, layer in layers:
         if not isinstance(layer, Mapping):
             raise UserError(f"{source}: expected a mapping of settings, got {type(layer).__name__}")
+        _check_groups(source, layer, defaults)
         try:
             merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
             OmegaConf.to_container(merged, resolve=True)  # a dangling ${...} shows up only here
@@ -96,9 +98,21 @@ def resolve(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
             raise UserError(f"{source}: {_unknown_key(error)}") from error
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {_first_line(error)}") from error
+        except TypeError as error:  # a list where an earlier layer has a mapping, or the other way round
+            raise UserError(f"{source}: {error}") from error
     settings = OmegaConf.to_object(merged)
     _check_ranges(settings)
     return settings
+
+
+def _check_groups(source: str, layer: Mapping[str, Any], defaults: Mapping[str, Any], parent: str = "") -> None:
+    """Raise UserError where a layer has something else than a mapping for a group of settings."""
+    for key, value in layer.items():
+        group = defaults.get(key)
+        if isinstance(group, Mapping):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{source}: {parent}{key}: expected a mapping of settings, got {value!r:.100}")
+            _check_groups(source, value, group, f"{parent}{key}.")
 
 
 def _unknown_key(error: ConfigKeyError) -> UserError:

@@ -10,6 +10,8 @@ from util.errors import UserError
 
 # Values in one file, aliases counted each time. A file that refers to itself has no end.
 MAX_VALUES = 100_000
+# A parser in Python takes seconds for a megabyte, and a device file has no end.
+MAX_BYTES = 2_000_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,11 +55,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         Nested dictionaries, lists, tuples and scalars.
 
     Raises:
-        UserError: the file is not there or not YAML, it refers to itself, a key is there twice, it has any other tag,
-            or its top level is not a mapping.
+        UserError: the file is not there, too large or not YAML, it refers to itself, a key is there twice, it has any
+            other tag, or its top level is not a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_bytes(), _Loader)
+        content = yaml.load(_read(path), _Loader)
         _check_extent(content)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -72,6 +74,14 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected settings (`key: value` lines), found {type(content).__name__}")
+    return content
+
+
+def _read(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UserError(f"it is too large for settings: more than {MAX_BYTES:,} bytes")
     return content
 
 

@@ -26,6 +26,13 @@ class Operator(nn.Module):
 
     linear: ClassVar[bool] = False
 
+    def check_draw(self) -> None:
+        """Check that `draw` can draw something; by default it can.
+
+        Raises:
+            UserError: it cannot, and a state has to be given.
+        """
+
     def check_size(self, height: int, width: int) -> None:
         """Check that the operator can take images of this size.
 

@@ -41,9 +41,12 @@ class Inpainting(Operator):
         if self.masks is not None:
             self.masks.check_size(height, width)
 
-    def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
+    def check_draw(self) -> None:
         if self.masks is None:
             raise UserError(f"inpainting has no mask_type to draw masks of: known: {', '.join(sorted(MASK_TYPES))}")
+
+    def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
+        self.check_draw()
         masks = [self.masks.draw(shape[-2], shape[-1], rng) for _ in range(shape[0])]
         return {"mask": torch.from_numpy(np.stack(masks))[:, None]}
 

@@ -60,7 +60,7 @@ class NonlinearBlur(Operator):
 def _read_options(path: str) -> Mapping[str, Any]:
     """Read the network's options from YAML: the mapping `KernelWizard`."""
     published = PurePosixPath(str(path)) == PurePosixPath(PUBLISHED_OPTIONS)
-    file = SHIPPED_OPTIONS if published else Path(path)
+    file = SHIPPED_OPTIONS if published else Path(str(path))
     try:
         options = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

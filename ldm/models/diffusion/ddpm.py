@@ -12,8 +12,10 @@ from ldm.arithmetic import hold_gradient_in_range
 from ldm.models.autoencoder import DiagonalGaussian, VQModelInterface
 from ldm.modules.diffusionmodules.util import extract_into_tensor, make_beta_schedule
 from ldm.util import instantiate_from_config, reject_unknown
+from util.checks import real_number, whole_number
 from util.errors import UserError
 
+MAX_TIMESTEPS = 100_000
 CONDITIONING_KEYS = (None, "concat", "crossattn", "adm")
 
 
@@ -86,7 +88,7 @@ class LatentDiffusion(nn.Module):
             raise UserError(f"parameterization {parameterization!r} is not supported: the model must predict eps")
         self.image_size, self.channels = image_size, channels
         self.cond_stage_key, self.use_ema = cond_stage_key, use_ema
-        self.num_timesteps = timesteps
+        self.num_timesteps = whole_number("timesteps", timesteps, 1, MAX_TIMESTEPS)
         self.schedule = dict(
             schedule=beta_schedule, linear_start=linear_start, linear_end=linear_end, cosine_s=cosine_s
         )
@@ -99,10 +101,11 @@ class LatentDiffusion(nn.Module):
             # Not registered a second time: its tensors are the first stage's.
             object.__setattr__(self, "cond_stage_model", self.first_stage_model)
         self.scale_by_std = scale_by_std
+        scale_factor = real_number("scale_factor", scale_factor, 0, above_low=True)
         if scale_by_std:
-            self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
+            self.register_buffer("scale_factor", torch.tensor(scale_factor))
         else:
-            self.scale_factor = float(scale_factor)
+            self.scale_factor = scale_factor
         self.register_schedule()
 
     def register_schedule(self, device: torch.device | str | None = None) -> None:
@@ -113,6 +116,8 @@ class LatentDiffusion(nn.Module):
         betas = make_beta_schedule(n_timestep=self.num_timesteps, **self.schedule)
         alphas = 1.0 - betas
         abar = np.cumprod(alphas)
+        if not (0 < abar).all() or not (abar < 1).all():
+            raise UserError(f"the noise schedule {self.schedule} gives no betas between 0 and 1")
         abar_prev = np.append(1.0, abar[:-1])
         posterior_variance = betas * (1.0 - abar_prev) / (1.0 - abar)
         buffers = dict(

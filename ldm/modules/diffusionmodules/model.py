@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.diffusionmodules.util import GroupNorm
+from util.checks import whole_number
+
+MAX_BLOCKS = 100  # at one resolution; a configuration that asks for more would be built for hours
 
 
 def _norm(channels: int) -> GroupNorm:
@@ -95,6 +98,7 @@ class _Level(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, dropout: float):
         super().__init__()
+        whole_number("num_res_blocks", blocks, 1, MAX_BLOCKS)
         widths = [in_channels] + [out_channels] * blocks
         self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in itertools.pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(out_channels) for _ in range(blocks if attention else 0))

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
-from ldm.modules.diffusionmodules.model import Upsample
+from ldm.modules.diffusionmodules.model import MAX_BLOCKS, Upsample
 from ldm.modules.diffusionmodules.util import GroupNorm, timestep_embedding, zero_module
 from ldm.util import reject_unknown
+from util.checks import whole_number
 
 
 class Downsample(nn.Module):
@@ -135,6 +136,8 @@ class UNetModel(nn.Module):
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.model_channels, self.num_classes = model_channels, num_classes
         self.downsampling = 2 ** (len(channel_mult) - 1)
+        for name, count in (("num_res_blocks", num_res_blocks), ("transformer_depth", transformer_depth)):
+            whole_number(name, count, 1, MAX_BLOCKS)
         emb_channels = 4 * model_channels
 
         def resblock(channels: int, out: int, resample: str | None = None) -> ResBlock:
