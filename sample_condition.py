@@ -196,6 +196,7 @@ def problem(job: Job, measurement: "Measurement", model: "LatentDiffusion", shap
         task.condition_fn(measurement, model),
         task.noise_level(measurement),
         task.baseline(measurement, shape) if job.solver.settings.start < 1 else None,
+        measurement.state,
     )
 
 

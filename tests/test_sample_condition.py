@@ -23,6 +23,7 @@ from model_loader import load_yaml
 from sample_condition import main
 from tests.tiny import SIDE, write_model, write_pictures
 from util.errors import UserError
+from util.run import PASSES
 from util.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +126,8 @@ def test_metrics_are_scikit_images_on_the_written_pictures(finished):
 
 def test_the_trace_tells_every_step_and_stage(finished):
     trace = rows(finished / "progress" / "a_png" / "trace.csv")
-    assert ",".join(trace[0]) == "step,timestep,stage,iterations,first_loss,last_loss,stop,seconds"
+    passes = "unet,decoder_forward,decoder_backward"
+    assert ",".join(trace[0]) == f"step,timestep,stage,iterations,first_loss,last_loss,stop,{passes},seconds"
     assert [row["step"] for row in trace if row["stage"] == "soft"] == list("012345")
     assert [row["stage"] for row in trace if row["stage"] != "soft"] == ["pixel"] * 3 + ["latent", "final"]
     final = trace[-1]
@@ -252,6 +254,9 @@ def test_the_cost_told_is_the_cost_of_a_run(place, tmp_path, monkeypatch):
     iterations = {stage: sum(int(row["iterations"]) for row in trace if row["stage"] == stage) for stage in STAGES}
     assert iterations["pixel"] == cost.pixel
     assert iterations["latent"] + iterations["final"] + 6 == cost.decoder  # and 6 soft steps
+    # What is decoded for the pictures of the progress and for the result is not among the passes.
+    unet, forward, backward = (sum(int(row[key]) for row in trace) for key in PASSES)
+    assert (unet, forward, backward) == (cost.unet, cost.decoder + cost.decoder_forward, cost.decoder)
 
 
 def test_precedence_is_task_preset_words_arguments(place, tmp_path, capsys):

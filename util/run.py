@@ -24,7 +24,8 @@ from util.files import write_whole
 from util.logger import LOGGER
 from util.metrics import psnr, ssim
 
-TRACE = ("step", "timestep", "stage", "iterations", "first_loss", "last_loss", "stop", "seconds")
+PASSES = ("unet", "decoder_forward", "decoder_backward")
+TRACE = ("step", "timestep", "stage", "iterations", "first_loss", "last_loss", "stop", *PASSES, "seconds")
 PROGRESS_PICTURES = 8
 METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")
 

@@ -12,12 +12,15 @@ class Cost:
     Attributes:
         unet: forward passes of the UNet; classifier-free guidance doubles the batch of each.
         decoder: forward and backward passes of the decoder.
+        decoder_forward: forward passes of the decoder alone, which start the optimisations over images. The decoding
+            of the result is not among them.
         pixel: forward and backward passes of the operator alone.
         events: how many times hard consistency is imposed over ("pixel", "latent").
     """
 
     unet: int
     decoder: int
+    decoder_forward: int
     pixel: int
     events: tuple[int, int]
 
@@ -26,6 +29,7 @@ class Cost:
         return {
             "UNet, forward": self.unet,
             "decoder, forward and backward": self.decoder,
+            "decoder, forward only": self.decoder_forward,
             "operator, forward and backward": self.pixel,
         }
 
@@ -33,7 +37,7 @@ class Cost:
 def most_passes(settings: ResampleSettings, steps: int, sampler: str = "resample") -> Cost:
     """Return the most passes that a restoration in ``steps`` steps can take with a registered sampler."""
     if sampler == "dps":
-        return Cost(unet=steps, decoder=steps, pixel=0, events=(0, 0))
+        return Cost(unet=steps, decoder=steps, decoder_forward=0, pixel=0, events=(0, 0))
     run = settings.first_index(steps) + 1
     stages = {index: settings.stage_at(index, steps) for index in range(run)}
     travel = sum(min(settings.travel_length, index) for index, stage in stages.items() if stage)
@@ -43,6 +47,7 @@ def most_passes(settings: ResampleSettings, steps: int, sampler: str = "resample
     return Cost(
         unet=run + travel,
         decoder=soft + latent * settings.latent.max_iters + final,
+        decoder_forward=pixel,
         pixel=pixel * settings.pixel.max_iters,
         events=(pixel, latent),
     )

@@ -1,7 +1,7 @@
 """DDIM sampling (Song et al., 2021) and posterior sampling, under the published names."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm.models.diffusion import resample  # also registers the samplers `resample` and `dps`
 from ldm.models.diffusion.optimise import IterationCallback
+from ldm.models.diffusion.passes import passes_of
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, Watch, get_sampler
 from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior, standard_normal
 from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
@@ -55,7 +56,7 @@ class DDIMSampler:
         conditioning: Tensor | None = None,
         unconditional_conditioning: Tensor | None = None,
         guidance_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> LatentPrior:
         """The model with the schedule in hand (`make_schedule`)."""
         return LatentPrior(
@@ -124,17 +125,19 @@ class DDIMSampler:
         img_callback: Callable[[Tensor, int], Any] | None = None,
         callback: Callable[[TraceEvent], Any] | None = None,
         settings: ResampleSettings | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Tensor | None = None,
-        noise_sigma: float | None = None,
+        noise_sigma: float | Sequence[float] | None = None,
         x_T: Tensor | None = None,
         log_every_t: int = 100,
         initial: Tensor | None = None,
+        operator_state: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Sample latents whose images explain a measurement ``y = A(x) + noise``.
 
-        Computes in the measurement's dtype, on its device. Arguments as for `sample`, and:
+        Computes in the measurement's dtype, on its device. Every sample of a batch has its own norm, losses and
+        stopping, and with a generator of its own it ends as it would alone. Arguments as for `sample`, and:
 
         Args:
             measurement: y, (batch_size or 1, ...).
@@ -143,9 +146,13 @@ class DDIMSampler:
             cond_method: name of a registered sampler: ``resample``, ``dps``.
             callback: receives a TraceEvent for each thing done to each sample.
             settings: None is the reference.
+            generator: one for all samples, or a sequence of one for each.
             noise_sigma: root mean square of the noise over all entries of y, for ``eps: noise``: sigma where every
-                entry has Gaussian noise, sigma times the root of the kept share where a mask drops entries.
+                entry has Gaussian noise, sigma times the root of the kept share where a mask drops entries. One number,
+                or one for each measurement.
             initial: a first guess at the images, (batch_size or 1, 3, H, W), for settings with ``start`` below 1.
+            operator_state: what the operator drew for each image, tensors (batch_size or 1, ...): keywords for
+                operator_fn and measurement_cond_fn.
 
         Returns:
             The restored latents, and intermediate ones as `sample` gives.
@@ -158,11 +165,13 @@ class DDIMSampler:
         self.make_schedule(S, ddim_eta=eta)
         if len(measurement) not in (1, batch_size):
             raise UserError(f"{len(measurement)} measurements for a batch of {batch_size}: must be as many, or one")
+        if isinstance(generator, Sequence) and len(generator) != batch_size:
+            raise UserError(f"{len(generator)} generators for a batch of {batch_size}: must be one, or one each")
         z = _start(x_T, batch_size, shape, measurement, conditioning, generator)
-        watch = Watch(self.schedule, callback, img_callback, log_every_t, progress=verbose)
+        watch = Watch(self.schedule, callback, img_callback, log_every_t, verbose, passes_of(self.model))
         z = solve(
             self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator),
-            InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma, initial),
+            InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma, initial, operator_state or {}),
             z,
             settings or ResampleSettings(),
             watch,
@@ -241,7 +250,7 @@ def _start(
     shape: Sequence[int],
     like: Tensor,
     conditioning: Tensor | None,
-    generator: torch.Generator | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> Tensor:
     """The noise a run starts from, in the dtype and on the device of ``like``."""
     if conditioning is not None and len(conditioning) != batch_size:

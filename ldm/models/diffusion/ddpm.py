@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.arithmetic import hold_gradient_in_range
 from ldm.models.autoencoder import DiagonalGaussian, VQModelInterface
+from ldm.models.diffusion.passes import PassCounter
 from ldm.modules.diffusionmodules.util import extract_into_tensor, make_beta_schedule
 from ldm.util import instantiate_from_config, reject_unknown
 from util.checks import real_number, whole_number
@@ -57,6 +58,7 @@ class LatentDiffusion(nn.Module):
     Attributes:
         half: the half-precision number format that the networks compute in (`ldm.arithmetic`); None: their weights'.
             What goes in and comes out is not rounded to it.
+        passes: counts how often UNet and decoder run.
     """
 
     parameterization = "eps"
@@ -89,6 +91,7 @@ class LatentDiffusion(nn.Module):
         self.image_size, self.channels = image_size, channels
         self.cond_stage_key, self.use_ema = cond_stage_key, use_ema
         self.num_timesteps = whole_number("timesteps", timesteps, 1, MAX_TIMESTEPS)
+        self.passes = PassCounter()
         self.schedule = dict(
             schedule=beta_schedule, linear_start=linear_start, linear_end=linear_end, cosine_s=cosine_s
         )
@@ -171,6 +174,7 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Noise in the latents x_noisy (B, C, h, w) at timesteps t (B,), without gradient."""
+        self.passes.count("unet", x_noisy)
         return self._compute(self.model, x_noisy, t, cond)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -211,6 +215,7 @@ class LatentDiffusion(nn.Module):
         image = self._compute(self.first_stage_model.decode, z, **options)
         if self.half is torch.float16:
             hold_gradient_in_range(z, image)
+        self.passes.count_decoding(image)
         return image
 
     def get_learned_conditioning(self, c: Any) -> Tensor:

@@ -27,6 +27,7 @@ def soft_step(
             x_prev=z,
             x_0_hat=step.pseudo_x0,
             scale=settings.soft_scale * prior.schedule.alphas[index],
+            **problem.state,
         )
     return z_next.detach(), step.pred_x0.detach(), norm
 

@@ -15,13 +15,16 @@ logger = logging.getLogger("resample")
 NULL_CLASS = 1000  # "no class", for the models that have it after ImageNet's thousand
 
 
-def guidance(model: "LatentDiffusion", class_label: int | None = None, scale: float = 1.0) -> dict[str, Any]:
-    """The keywords of `DDIMSampler.sample` and `posterior_sampler` that ask for one image of a class.
+def guidance(
+    model: "LatentDiffusion", class_label: int | None = None, scale: float = 1.0, batch: int = 1
+) -> dict[str, Any]:
+    """The keywords of `DDIMSampler.sample` and `posterior_sampler` that ask for a batch of images of a class.
 
     Args:
         model: its conditioning stage, if it has one, embeds class labels.
         class_label: the class; None is no class, for an unconditional model or one with a null class.
         scale: classifier-free guidance (Ho and Salimans, 2022); 1 is none.
+        batch: how many images.
 
     Raises:
         UserError: the model has no classes, lacks this one, or cannot be used without one or with guidance.
@@ -40,18 +43,18 @@ def guidance(model: "LatentDiffusion", class_label: int | None = None, scale: fl
     if class_label is not None and not 0 <= class_label < classes:
         raise UserError(f"class_label is {class_label}: must be from 0 to {classes - 1}")
     if class_label is None or scale == 1.0:
-        return {"conditioning": _embed(model, NULL_CLASS if class_label is None else class_label)}
+        return {"conditioning": _embed(model, NULL_CLASS if class_label is None else class_label, batch)}
     if not has_null:
         raise UserError("ddim_scale: this model has no null class to guide away from: must be 1")
     return {
-        "conditioning": _embed(model, class_label),
-        "unconditional_conditioning": _embed(model, NULL_CLASS),
+        "conditioning": _embed(model, class_label, batch),
+        "unconditional_conditioning": _embed(model, NULL_CLASS, batch),
         "unconditional_guidance_scale": scale,
     }
 
 
-def _embed(model: "LatentDiffusion", label: int) -> torch.Tensor:
+def _embed(model: "LatentDiffusion", label: int, batch: int) -> torch.Tensor:
     key = model.cond_stage_model.key
     device = next(model.cond_stage_model.parameters()).device
     with torch.no_grad():
-        return model.get_learned_conditioning({key: torch.tensor([label], device=device)})
+        return model.get_learned_conditioning({key: torch.full((batch,), label, device=device)})

@@ -1,5 +1,6 @@
 """One optimiser loop for everything that is fitted to a measurement, and the rules that end it."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 IterationCallback = Callable[[int, Tensor], None]
+# Samples (n, ...) and their positions in the batch to one number for each, (n,).
+SampleLosses = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 def mean_squared_residual(measurement: Tensor, predicted: Tensor) -> Tensor:
@@ -47,49 +50,117 @@ class Minimum:
 
 
 def minimise(
-    loss_fn: Callable[[Tensor], Tensor],
+    loss_fn: SampleLosses,
     x: Tensor,
-    rule: StopRule,
+    rule: StopRule | Sequence[StopRule],
     lr: float,
     weight_decay: float = 1e-2,
     callback: IterationCallback | None = None,
-    penalty_fn: Callable[[Tensor], Tensor] | None = None,
+    penalty_fn: SampleLosses | None = None,
+    look_ahead: int | None = None,
 ) -> Minimum:
     """Minimise each sample's own loss, plus its penalty, from ``x``.
 
-    By AdamW (Loshchilov and Hutter, 2019), torch's defaults. It works entry by entry, so samples do not see one another,
-    and a sample that has stopped keeps what it had.
+    By AdamW (Loshchilov and Hutter, 2019), torch's defaults. It works entry by entry, so samples do not see one another.
+    A sample that has stopped keeps what it had, and leaves the batch.
 
     Args:
-        loss_fn: x (B, ...) to the B losses (B,); loss i must depend on x[i] alone.
-        x: where to start; left as it is.
-        rule: when a sample is done.
+        loss_fn: samples that go on (n, ...) with their positions in the batch, ascending, to their losses (n,); loss i
+            must depend on sample i alone.
+        x: where to start, (B, ...); left as it is.
+        rule: when a sample is done; one for all, or one each.
         lr: step size.
         weight_decay: AdamW's decoupled decay, a factor ``1 - lr * weight_decay`` each step.
-        callback: receives the iteration (from 0) and the losses (B,) from before its step.
-        penalty_fn: x to what is minimised together with the losses, (B,); rule and callback do not see it.
+        callback: receives the iteration (from 0) and the losses (B,) from before its step; of a sample that has
+            stopped, the last.
+        penalty_fn: as ``loss_fn``, what is minimised together with the losses; rule and callback do not see it.
+        look_ahead: iterations that are begun before a loss is read back. None is 1 on a CUDA card, which then has work
+            while the processor waits for a number, and 0 elsewhere. What is begun in vain is thrown away: results and
+            losses do not depend on it.
     """
-    x = x.detach().clone().requires_grad_()
-    result = torch.empty_like(x, requires_grad=False)
+    rules = [rule] * len(x) if isinstance(rule, StopRule) else list(rule)
+    limit = max(rule.max_iters for rule in rules)
+    look_ahead = int(x.is_cuda) if look_ahead is None else look_ahead
+    descent = _Descent(loss_fn, penalty_fn, x, lr, weight_decay)
+    result, last = torch.empty_like(x, requires_grad=False), torch.empty(len(x), dtype=x.dtype, device=x.device)
     losses: list[list[float]] = [[] for _ in x]
     stops = [""] * len(x)
-    optimiser = torch.optim.AdamW([x], lr=lr, weight_decay=weight_decay)
-    iteration = 0
+    under_way: deque[_Iteration] = deque()
+    begun = 0
     while not all(stops):
-        with torch.enable_grad():
-            loss = loss_fn(x)
-            objective = loss if penalty_fn is None else loss + penalty_fn(x)
-            # The gradient of x alone: `backward` would also fill the networks' and the kernels'.
-            (x.grad,) = torch.autograd.grad(objective.sum(), x)
-        optimiser.step()
-        if callback is not None:
-            callback(iteration, loss.detach())
-        for sample, value in enumerate(loss.tolist()):
-            if stops[sample]:
+        if begun < limit:
+            under_way.append(descent.iterate(keep=look_ahead > 0))
+            begun += 1
+            if len(under_way) <= look_ahead:
                 continue
-            losses[sample].append(value)
-            stops[sample] = rule.reason(losses[sample])
-            if stops[sample]:
-                result[sample] = x.detach()[sample]
-        iteration += 1
+        iteration = under_way.popleft()
+        going_on = [position for position, row in enumerate(iteration.rows) if not stops[row]]
+        if callback is not None:
+            last[[iteration.rows[position] for position in going_on]] = iteration.loss[going_on].to(last.dtype)
+            callback(begun - 1 - len(under_way), last.clone())
+        values = iteration.read()
+        for position in going_on:
+            row = iteration.rows[position]
+            losses[row].append(values[position])
+            stops[row] = rules[row].reason(losses[row])
+            if stops[row]:
+                result[row] = iteration.x[position]
+        descent.leave_out(stops)
     return Minimum(result, losses, stops)
+
+
+class _Iteration:
+    """One iteration over the samples at ``rows``: their losses before the step, and where the step led, ``x``."""
+
+    def __init__(self, rows: Sequence[int], loss: Tensor, x: Tensor):
+        self.rows, self.loss, self.x = rows, loss, x
+        self._copied: torch.cuda.Event | None = None
+        if loss.is_cuda:
+            # Into pinned memory, so that reading waits for this copy and not for what the card is told after it.
+            self._host = torch.empty(loss.shape, dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(loss.device))
+
+    def read(self) -> list[float]:
+        """The losses as numbers."""
+        if self._copied is None:
+            return self.loss.tolist()
+        self._copied.synchronize()
+        return self._host.tolist()
+
+
+class _Descent:
+    """AdamW over the samples that go on; ``rows`` are their positions in the batch."""
+
+    def __init__(
+        self, loss_fn: SampleLosses, penalty_fn: SampleLosses | None, x: Tensor, lr: float, weight_decay: float
+    ):
+        self.loss_fn, self.penalty_fn = loss_fn, penalty_fn
+        self.options = {"lr": lr, "weight_decay": weight_decay}
+        self.rows: Sequence[int] = range(len(x))
+        self.x = x.detach().clone().requires_grad_()
+        self.optimiser = torch.optim.AdamW([self.x], **self.options)
+
+    def iterate(self, keep: bool) -> _Iteration:
+        """Take a step; with ``keep`` what it led to is kept apart from what later steps lead to."""
+        with torch.enable_grad():
+            loss = self.loss_fn(self.x, self.rows)
+            objective = loss if self.penalty_fn is None else loss + self.penalty_fn(self.x, self.rows)
+            # The gradient of x alone: `backward` would also fill the networks' and the kernels'.
+            (self.x.grad,) = torch.autograd.grad(objective.sum(), self.x)
+        self.optimiser.step()
+        x = self.x.detach()
+        return _Iteration(self.rows, loss.detach(), x.clone() if keep else x)
+
+    def leave_out(self, stops: Sequence[str]) -> None:
+        """Go on with the samples that have not stopped, each with its moments."""
+        kept = [position for position, row in enumerate(self.rows) if not stops[row]]
+        if len(kept) in (0, len(self.rows)):
+            return
+        before, moments = self.x, self.optimiser.state[self.x]
+        self.rows = [self.rows[position] for position in kept]
+        self.x = before.detach()[kept].requires_grad_()
+        self.optimiser = torch.optim.AdamW([self.x], **self.options)
+        self.optimiser.state[self.x] = {
+            name: value[kept] if value.ndim else value for name, value in moments.items()
+        }

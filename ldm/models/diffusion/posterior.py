@@ -1,15 +1,18 @@
 """What every posterior sampler is given: the problem, a watch that reports the run, and a name in the registry."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ldm.models.diffusion.optimise import Minimum
+from ldm.models.diffusion.passes import PassCounter, Passes
 from ldm.models.diffusion.prior import DDIMSchedule
+from util.errors import UserError
 from util.registry import Registry
 
 POSTERIOR_SAMPLERS = Registry("sampler")
@@ -23,18 +26,70 @@ class InverseProblem:
 
     Attributes:
         measurement: y, (B or 1, ...).
-        operator_fn: A, differentiable.
+        operator_fn: A, differentiable: images, and ``state`` as keywords, to measurements.
         condition_fn: the soft step, `conditioning` of a conditioning method: keywords x_t, measurement,
-            noisy_measurement, x_prev, x_0_hat and scale to (x_t, norm of the residual). None where no step is soft.
-        noise_sigma: root mean square of the noise over all entries of y; None when it is not known.
+            noisy_measurement, x_prev, x_0_hat, scale and ``state`` to (x_t, norm of each residual). None where no step
+            is soft.
+        noise_sigma: root mean square of the noise over all entries of each y, one number or B of them; None when it is
+            not known.
         initial: a first guess at x, (B or 1, 3, H, W); None where there is none.
+        state: what the operator drew for each image (a mask, a kernel, a code), each tensor (B or 1, ...).
     """
 
     measurement: Tensor
-    operator_fn: Callable[[Tensor], Tensor]
+    operator_fn: Callable[..., Tensor]
     condition_fn: Callable[..., tuple[Tensor, Tensor]] | None = None
-    noise_sigma: float | None = None
+    noise_sigma: float | Sequence[float] | None = None
     initial: Tensor | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def stack(cls, problems: Sequence["InverseProblem"]) -> "InverseProblem":
+        """The problems of single images with one operator as the problem of a batch of them, in this order.
+
+        Raises:
+            UserError: their measurements or states have different shapes, or only some know their noise's level.
+        """
+        first = problems[0]
+        sigmas = [problem.noise_sigma for problem in problems]
+        if None in sigmas and any(sigma is not None for sigma in sigmas):
+            raise UserError("the noise's level is known of some of a batch's measurements only")
+        try:
+            return replace(
+                first,
+                measurement=torch.cat([problem.measurement for problem in problems]),
+                noise_sigma=None if None in sigmas else tuple(sigmas),
+                initial=None if first.initial is None else torch.cat([problem.initial for problem in problems]),
+                state={name: torch.cat([problem.state[name] for problem in problems]) for name in first.state},
+            )
+        except RuntimeError as error:
+            raise UserError("measurements of different shapes do not go into one batch") from error
+
+    def predict(self, x: Tensor) -> Tensor:
+        """A(x): what the measurement of images x (B, 3, H, W) would be without noise."""
+        return self.operator_fn(x, **self.state)
+
+    def sigmas(self, batch: int) -> list[float | None]:
+        """``noise_sigma`` of each of a batch's measurements."""
+        return list(self.noise_sigma) if isinstance(self.noise_sigma, Sequence) else [self.noise_sigma] * batch
+
+    def select(self, rows: Sequence[int], batch: int) -> "InverseProblem":
+        """The problem of the images at these positions of a batch; what all share stays shared."""
+        if len(rows) == batch:
+            return self
+        rows = list(rows)
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[rows] if len(tensor) == batch else tensor
+
+        sigmas = [self.sigmas(batch)[row] for row in rows]
+        return replace(
+            self,
+            measurement=pick(self.measurement),
+            noise_sigma=sigmas[0] if len(set(sigmas)) == 1 else tuple(sigmas),
+            initial=None if self.initial is None else pick(self.initial),
+            state={name: pick(tensor) for name, tensor in self.state.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +106,8 @@ class TraceEvent:
         stop: why the optimisation stopped; "" where there was none.
         seconds: since the event before.
         sample: position in the batch.
+        unet, decoder_forward, decoder_backward: passes through the networks since the event before (`Passes`), as
+            counted where they ran. What a callback decodes to look at is not among them.
     """
 
     step: int
@@ -62,6 +119,9 @@ class TraceEvent:
     stop: Literal["", "threshold", "plateau", "limit"] = ""
     seconds: float = 0.0
     sample: int = 0
+    unet: int = 0
+    decoder_forward: int = 0
+    decoder_backward: int = 0
 
 
 class Watch:
@@ -73,6 +133,7 @@ class Watch:
         img_callback: receives the estimate of the clean latent (B, C, h, w) and the step, once a step.
         log_every_t: ``intermediates`` keep the first step and every one whose index this divides.
         progress: show a bar on stderr.
+        passes: counts the passes of the model that is sampled.
     """
 
     def __init__(
@@ -82,11 +143,14 @@ class Watch:
         img_callback: Callable[[Tensor, int], Any] | None = None,
         log_every_t: int = 100,
         progress: bool = False,
+        passes: PassCounter | None = None,
     ):
         self.schedule, self.callback, self.img_callback = schedule, callback, img_callback
         self.log_every_t, self.progress = log_every_t, progress
         self.intermediates: dict[str, list[Tensor]] = {"x_inter": [], "pred_x0": []}
         self.clock = time.perf_counter()
+        self.passes = passes or PassCounter()
+        self.spent = {sample: self.passes.of(sample) for sample in self.passes.images()}
 
     def steps(self, first_index: int | None = None) -> Iterator[tuple[int, int]]:
         """(step, index) of each step: 0 .. S-1 and S-1 .. 0; those before ``first_index`` are left out."""
@@ -124,7 +188,13 @@ class Watch:
             self.bar.set_postfix(stage=stage, loss=f"{sum(losses) / len(losses):.2e}", refresh=False)
         if self.callback is not None:
             for sample, fields in enumerate(samples):
-                self.callback(TraceEvent(step, timestep, stage, seconds=seconds, sample=sample, **fields))
+                passes = self._passes(sample)
+                self.callback(TraceEvent(step, timestep, stage, seconds=seconds, sample=sample, **fields, **passes))
+
+    def _passes(self, sample: int) -> dict[str, int]:
+        """What the networks did for a sample since the event before, as keywords of a TraceEvent."""
+        before, self.spent[sample] = self.spent.get(sample, Passes()), self.passes.of(sample)
+        return self.spent[sample].since(before)._asdict()
 
     def finished(self, step: int, z: Tensor, x0: Tensor) -> None:
         """Report the end of a step with its latent and its estimate of the clean latent."""
@@ -132,4 +202,5 @@ class Watch:
             self.intermediates["x_inter"].append(z)
             self.intermediates["pred_x0"].append(x0)
         if self.img_callback is not None:
-            self.img_callback(x0, step)
+            with self.passes.counting_for(()):
+                self.img_callback(x0, step)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.models.diffusion.passes import passes_of
 from ldm.modules.diffusionmodules.util import make_ddim_sampling_parameters, make_ddim_timesteps
 
 if TYPE_CHECKING:
@@ -76,9 +77,17 @@ def ddim_step(
 
 
 def standard_normal(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> Tensor:
-    """Noise in contiguous layout (`randn_like` would follow a network's channels-last and order the draws by it)."""
+    """Noise in contiguous layout (`randn_like` would follow a network's channels-last and order the draws by it).
+
+    With several generators each sample of ``shape`` (B, ...) is drawn from its own, as it would be alone.
+    """
+    if isinstance(generator, Sequence):
+        return torch.cat([standard_normal((1, *shape[1:]), dtype, device, own) for own in generator])
     return torch.randn(tuple(shape), dtype=dtype, device=device, generator=generator)
 
 
@@ -91,7 +100,7 @@ class LatentPrior:
         schedule: the steps of the run.
         conditioning, unconditional_conditioning: what `model.apply_model` takes; None for an unconditional model.
         guidance_scale: classifier-free guidance; 1 is none.
-        generator: source of all noise; None is torch's default stream.
+        generator: source of all noise, one or one for each sample; None is torch's default stream.
     """
 
     model: "LatentDiffusion"
@@ -99,7 +108,7 @@ class LatentPrior:
     conditioning: Tensor | None = None
     unconditional_conditioning: Tensor | None = None
     guidance_scale: float = 1.0
-    generator: torch.Generator | None = None
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
 
     @torch.no_grad()
     def predict_noise(self, z: Tensor, timestep: int | Tensor) -> Tensor:
@@ -109,7 +118,8 @@ class LatentPrior:
         if self.unconditional_conditioning is None or self.guidance_scale == 1.0:
             return self.model.apply_model(z, t, self.conditioning)
         both = torch.cat([self.unconditional_conditioning, self.conditioning])
-        e_uncond, e_cond = self.model.apply_model(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
+        with passes_of(self.model).counting_for(range(len(z))):
+            e_uncond, e_cond = self.model.apply_model(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
         return e_uncond + self.guidance_scale * (e_cond - e_uncond)
 
     def noise_like(self, z: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def refine(problem: InverseProblem, image: Tensor, settings: RefineSettings) -> 
 
     def objective() -> Tensor:
         with torch.enable_grad():
-            loss = mean_squared_residual(problem.measurement, problem.operator_fn(refined())).sum()
+            loss = mean_squared_residual(problem.measurement, problem.predict(refined())).sum()
             total = loss * problem.measurement.numel() / sigma**2 + u.square().sum()
             (u.grad,) = torch.autograd.grad(total, u)
         losses.append(loss.item())

@@ -5,13 +5,22 @@ index past the plain part of the run, hard consistency: look ahead a few steps f
 measurement, and map it back to the run's noise level by stochastic resampling.
 """
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion.dps import soft_step
-from ldm.models.diffusion.optimise import IterationCallback, Minimum, StopRule, mean_squared_residual, minimise
+from ldm.models.diffusion.optimise import (
+    IterationCallback,
+    Minimum,
+    SampleLosses,
+    StopRule,
+    mean_squared_residual,
+    minimise,
+)
+from ldm.models.diffusion.passes import passes_of
 from ldm.models.diffusion.posterior import InverseProblem, Watch, register_sampler
 from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior
 from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
@@ -19,6 +28,8 @@ from util.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
+
+Chosen = TypeVar("Chosen")
 
 
 @register_sampler(name="resample")
@@ -30,7 +41,8 @@ def sample_resample(
     Raises:
         UserError: a stage is to stop at the noise floor, and the noise's level is not known.
     """
-    settings.check_noise_level(problem.noise_sigma)
+    for sigma in problem.sigmas(len(z)):
+        settings.check_noise_level(sigma)
     first = settings.first_index(len(prior.schedule))
     if first < len(prior.schedule) - 1:
         z = diffused_guess(prior, problem, z, first)
@@ -110,11 +122,9 @@ def fit_pixel(
 ) -> Minimum:
     """Minimise ``mean((y - A(x))^2)`` over images x (B, 3, H, W), from ``image``."""
 
-    def loss_fn(x: Tensor) -> Tensor:
-        return mean_squared_residual(problem.measurement, problem.operator_fn(x))
-
-    rule = stop_rule(settings, problem.noise_sigma)
-    return minimise(loss_fn, image, rule, settings.lr, settings.weight_decay, callback)
+    loss_fn = residual_losses(problem, len(image), lambda x: x)
+    rules = stop_rules(settings, problem.sigmas(len(image)))
+    return minimise(loss_fn, image, rules, settings.lr, settings.weight_decay, callback)
 
 
 def fit_latent(
@@ -132,25 +142,63 @@ def fit_latent(
     that the residual's part is the loss that is reported.
     """
 
-    def loss_fn(z: Tensor) -> Tensor:
-        image = model.differentiable_decode_first_stage(z, force_not_quantize=not settings.quantise)
-        return mean_squared_residual(problem.measurement, problem.operator_fn(image))
+    sigmas, passes = problem.sigmas(len(z)), passes_of(model)
+
+    def decode(z: Tensor) -> Tensor:
+        return model.differentiable_decode_first_stage(z, force_not_quantize=not settings.quantise)
+
+    residuals = residual_losses(problem, len(z), decode)
+
+    def loss_fn(z: Tensor, rows: Sequence[int]) -> Tensor:
+        with passes.counting_for(rows):
+            return residuals(z, rows)
 
     penalty_fn = None
     if settings.anchor is not None:
-        residual_variance = (problem.noise_sigma or 0.0) ** 2 + settings.decoder_error**2
-        weight = residual_variance / (settings.anchor**2 * (1 - abar)) / problem.measurement[0].numel()
+        scale = settings.anchor**2 * (1 - abar) * problem.measurement[0].numel()
+        weights = z.new_tensor([((sigma or 0.0) ** 2 + settings.decoder_error**2) / scale for sigma in sigmas])
 
-        def penalty_fn(moved: Tensor) -> Tensor:
-            return weight * (moved - z).square().flatten(1).sum(1)
+        select = for_rows(lambda rows: (z[list(rows)], weights[list(rows)]))
 
-    rule = stop_rule(settings, problem.noise_sigma)
-    return minimise(loss_fn, z, rule, settings.lr, settings.weight_decay, callback, penalty_fn)
+        def penalty_fn(moved: Tensor, rows: Sequence[int]) -> Tensor:
+            start, weight = select(rows)
+            return weight * (moved - start).square().flatten(1).sum(1)
+
+    rules = stop_rules(settings, sigmas)
+    return minimise(loss_fn, z, rules, settings.lr, settings.weight_decay, callback, penalty_fn)
 
 
-def stop_rule(settings: PixelSettings, noise_sigma: float | None) -> StopRule:
-    """The rule of these settings for a measurement whose noise has this root mean square (None: not known)."""
-    return StopRule(settings.max_iters, settings.threshold(noise_sigma), settings.window)
+def residual_losses(problem: InverseProblem, batch: int, decode: Callable[[Tensor], Tensor]) -> SampleLosses:
+    """``mean((y - A(decode(x)))^2)`` of the samples that go on, as `minimise` takes it."""
+    select = for_rows(lambda rows: problem.select(rows, batch))
+
+    def loss_fn(x: Tensor, rows: Sequence[int]) -> Tensor:
+        selected = select(rows)
+        return mean_squared_residual(selected.measurement, selected.predict(decode(x)))
+
+    return loss_fn
+
+
+def for_rows(select: Callable[[Sequence[int]], Chosen]) -> Callable[[Sequence[int]], Chosen]:
+    """``select``, called anew only when the samples that go on are others than at the last call.
+
+    Selecting waits for the device, and operators keep what they worked out for a state as long as it is the same object.
+    """
+    known: Sequence[int] | None = None
+    chosen: Chosen
+
+    def selected(rows: Sequence[int]) -> Chosen:
+        nonlocal known, chosen
+        if rows is not known:
+            known, chosen = rows, select(rows)
+        return chosen
+
+    return selected
+
+
+def stop_rules(settings: PixelSettings, noise_sigmas: Sequence[float | None]) -> list[StopRule]:
+    """The rule of these settings for each measurement, whose noise has this root mean square (None: not known)."""
+    return [StopRule(settings.max_iters, settings.threshold(sigma), settings.window) for sigma in noise_sigmas]
 
 
 def resample_at(prior: LatentPrior, clean: Tensor, z: Tensor, index: int, settings: ResampleSettings) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Generator, Tensor
 
 from ldm.models.diffusion.cost import Cost, most_passes
@@ -58,12 +59,13 @@ class Solver:
         model: "LatentDiffusion",
         problem: InverseProblem,
         shape: Sequence[int],
-        generator: Generator | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
         callback: Callable[[TraceEvent], Any] | None = None,
         img_callback: Callable[[Tensor, int], Any] | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Sample an image of ``shape`` (1, 3, H, W) that explains a measurement; in [-1, 1], not clipped.
+        """Sample images of ``shape`` (B, 3, H, W) that explain B measurements (`InverseProblem.stack`); in [-1, 1], not
+        clipped.
 
         Args as for `DDIMSampler.posterior_sampler`; ``progress`` shows a bar.
         """
@@ -72,7 +74,7 @@ class Solver:
             problem.condition_fn,
             problem.operator_fn,
             self.steps,
-            batch_size=1,
+            batch_size=shape[0],
             shape=model.latent_shape(*shape[-2:]),
             cond_method=self.sampler,
             eta=self.eta,
@@ -83,16 +85,24 @@ class Solver:
             generator=generator,
             noise_sigma=problem.noise_sigma,
             initial=problem.initial,
-            **guidance(model, self.class_label, self.guidance_scale),
+            operator_state=problem.state,
+            **guidance(model, self.class_label, self.guidance_scale, shape[0]),
         )
         # The image that was fitted: through the codebook, or without where the last optimisation left it out.
         image = model.decode_first_stage(latent, force_not_quantize=not self.settings.quantise)
         if self.settings.refine is None:
             return image
+        refined = [self._refine(problem, image, sample, callback) for sample in range(len(image))]
+        return torch.cat(refined)
+
+    def _refine(
+        self, problem: InverseProblem, image: Tensor, sample: int, callback: Callable[[TraceEvent], Any] | None
+    ) -> Tensor:
+        """One of a batch's images (B, 3, H, W), refined: (1, 3, H, W)."""
         started = time.perf_counter()
-        minimum = refine(problem, image, self.settings.refine)
+        minimum = refine(problem.select([sample], len(image)), image[sample : sample + 1], self.settings.refine)
         if callback is not None:
             losses, stop = minimum.losses[0], minimum.stops[0]
             seconds = time.perf_counter() - started
-            callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds))
+            callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds, sample))
         return minimum.x

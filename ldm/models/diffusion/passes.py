@@ -1,0 +1,70 @@
+"""How often the networks run for each image, counted where they run."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Passes(NamedTuple):
+    """Passes of one image through the networks.
+
+    Attributes:
+        unet: forward passes of the UNet; classifier-free guidance doubles the batch of each.
+        decoder_forward: forward passes of the first stage's decoder.
+        decoder_backward: how many of these a gradient went back through.
+    """
+
+    unet: int = 0
+    decoder_forward: int = 0
+    decoder_backward: int = 0
+
+    def since(self, before: "Passes") -> "Passes":
+        """The passes that were not there before."""
+        return Passes(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+class PassCounter:
+    """Counts a model's passes by the position of each image in the run's batch."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[int]] = {kind: Counter() for kind in Passes._fields}
+        self._images: Sequence[int] | None = None
+
+    @contextmanager
+    def counting_for(self, images: Sequence[int]) -> Iterator[None]:
+        """Inside, what runs is for these images of the run's batch; outside, for as many as there are in a tensor."""
+        outer, self._images = self._images, images
+        try:
+            yield
+        finally:
+            self._images = outer
+
+    def count(self, kind: str, batch: Tensor) -> None:
+        """Count a pass of a batch (B, ...), ``kind`` being a field of `Passes`."""
+        self._counts[kind].update(self._for(batch))
+
+    def count_decoding(self, image: Tensor) -> None:
+        """Count the forward pass that led to images (B, ...), and the backward pass when there is one."""
+        images = self._for(image)
+        self._counts["decoder_forward"].update(images)
+        if image.requires_grad:
+            image.register_hook(lambda _: self._counts["decoder_backward"].update(images))
+
+    def of(self, image: int) -> Passes:
+        """All passes so far of the image at a position in the batch."""
+        return Passes(*(counts[image] for counts in self._counts.values()))
+
+    def images(self) -> set[int]:
+        """The positions that passes have been counted for."""
+        return set().union(*self._counts.values())
+
+    def _for(self, batch: Tensor) -> Sequence[int]:
+        return range(len(batch)) if self._images is None else self._images
+
+
+def passes_of(model: Any) -> PassCounter:
+    """A model's counter; one that stays at zero where the model has none."""
+    return getattr(model, "passes", None) or PassCounter()

@@ -1,0 +1,112 @@
+"""A batch of measurements restored at once: each image ends as it would alone, and leaves when it is done."""
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.models.diffusion.posterior import InverseProblem
+from ldm.models.diffusion.resample_settings import ResampleSettings
+from ldm.models.diffusion.solver import Solver
+from ldm.util import instantiate_from_config
+from ldm_inverse.task import Task
+from tests.tiny import CONFIG
+from util.errors import UserError
+
+SHAPE = (1, 3, 32, 32)
+# Optimisations that stop by a rule: what rounding does stays in the last digits.
+SETTINGS = {
+    "interval": 2,
+    "travel_length": 2,
+    "tweedie": "exact",
+    "pixel": {"eps": 0.1, "lr": 0.05},
+    "latent": {"eps": "noise", "lr": 0.5, "window": 2, "quantise": False, "anchor": 1.0, "decoder_error": 0.1},
+    "refine": {"max_iters": 3},
+}
+OPERATORS = {
+    "inpainting": {"mask_type": "random", "mask_prob_range": (0.3, 0.7)},
+    "motion_blur": {"kernel_size": 9},
+    "super_resolution": {"scale_factor": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return instantiate_from_config(CONFIG["model"]).double().eval().requires_grad_(False)
+
+
+def problems(operator, model, count):
+    """So many measurements of random pictures, each with its own mask or kernel and, with a mask, its own noise level."""
+    task = Task({"name": operator, **OPERATORS[operator]}, {"name": "gaussian", "sigma": 0.2})
+    for seed in range(count):
+        image = torch.rand(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        measurement = task.measure(image * (1 + seed), *(np.random.RandomState(seed + k) for k in (10, 20)))
+        yield InverseProblem(
+            measurement.y,
+            task.operator.forward,
+            task.condition_fn(measurement, model),
+            task.noise_level(measurement),
+            state=measurement.state,
+        )
+
+
+def restore(model, problem, seeds, settings=SETTINGS, steps=6):
+    """Restored images, and the events of each."""
+    events = [[] for _ in seeds]
+    images = Solver(steps=steps, eta=0.5, settings=ResampleSettings.from_config(settings)).restore(
+        model,
+        problem,
+        (len(seeds), *SHAPE[1:]),
+        [torch.Generator().manual_seed(seed) for seed in seeds],
+        callback=lambda event: events[event.sample].append(event),
+    )
+    return images, events
+
+
+def told(events):
+    """What does not depend on the time or the position."""
+    return [
+        (e.step, e.stage, e.iterations, e.stop, e.unet, e.decoder_forward, e.decoder_backward) for e in events
+    ]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_each_image_is_restored_as_it_would_be_alone(model, operator):
+    alone = list(problems(operator, model, 3))
+    images, events = restore(model, InverseProblem.stack(alone), seeds=[5, 6, 7])
+    lengths = set()
+    for position, problem in enumerate(alone):
+        own, (own_events,) = restore(model, problem, seeds=[5 + position])
+        assert torch.allclose(images[position], own[0], rtol=0, atol=1e-9)
+        assert told(events[position]) == told(own_events)
+        losses = [[event.last_loss for event in some] for some in (events[position], own_events)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+        assert all(event.stop in ("", "threshold", "plateau") for event in own_events if event.stage != "refine")
+        lengths.add(tuple(event.iterations for event in own_events))
+    assert len(lengths) > 1  # they do not all stop at the same time
+
+
+def test_one_generator_is_not_enough_for_a_batch_of_another_size(model):
+    problem = InverseProblem.stack(list(problems("inpainting", model, 2)))
+    with pytest.raises(UserError, match="3 generators for a batch of 2"):
+        Solver(steps=2).restore(model, problem, (2, *SHAPE[1:]), [torch.Generator()] * 3)
+
+
+def test_selected_problems_keep_what_all_share():
+    y, mask = torch.arange(3.0)[:, None], torch.arange(3.0)[:, None] + 10
+    problem = InverseProblem(y, torch.mul, noise_sigma=(0.1, 0.2, 0.2), state={"mask": mask, "shared": mask[:1]})
+    last = problem.select([1, 2], 3)
+    assert torch.equal(last.measurement, y[1:])
+    assert torch.equal(last.state["mask"], mask[1:])
+    assert last.state["shared"] is problem.state["shared"]
+    assert last.noise_sigma == 0.2
+    assert problem.select([0, 1], 3).noise_sigma == (0.1, 0.2)
+    assert problem.select([0, 1, 2], 3) is problem
+
+
+def test_measurements_that_do_not_go_together_are_refused():
+    small, large = (InverseProblem(torch.zeros(1, side), torch.abs) for side in (2, 3))
+    with pytest.raises(UserError, match="different shapes"):
+        InverseProblem.stack([small, large])
+    with pytest.raises(UserError, match="some"):
+        InverseProblem.stack([small, InverseProblem(torch.zeros(1, 2), torch.abs, noise_sigma=0.1)])
