@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from ldm.models.diffusion.cost import Cost, most_passes
 from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.finite import finite_estimates, finite_events, require_finite
 from ldm.models.diffusion.guidance import guidance
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, get_sampler
 from ldm.models.diffusion.refine import refine
@@ -66,7 +67,11 @@ class Solver:
         """Sample an image of ``shape`` (1, 3, H, W) that explains a measurement; in [-1, 1], not clipped.
 
         Args as for `DDIMSampler.posterior_sampler`; ``progress`` shows a bar.
+
+        Raises:
+            ImageError: a loss, a latent or the image is not finite.
         """
+        callback, img_callback = finite_events(callback), finite_estimates(img_callback)
         latent, _ = DDIMSampler(model).posterior_sampler(
             problem.measurement,
             problem.condition_fn,
@@ -87,12 +92,12 @@ class Solver:
         )
         # The image that was fitted: through the codebook, or without where the last optimisation left it out.
         image = model.decode_first_stage(latent, force_not_quantize=not self.settings.quantise)
+        require_finite(image, "image", self.steps)
         if self.settings.refine is None:
             return image
         started = time.perf_counter()
         minimum = refine(problem, image, self.settings.refine)
-        if callback is not None:
-            losses, stop = minimum.losses[0], minimum.stops[0]
-            seconds = time.perf_counter() - started
-            callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds))
+        losses, stop = minimum.losses[0], minimum.stops[0]
+        seconds = time.perf_counter() - started
+        callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds))
         return minimum.x
