@@ -37,6 +37,7 @@ def restore_images(args: Namespace) -> int:
 
     from model_loader import get_model
     from util.logger import log_file, set_up_logging
+    from util.processes import rank, share
     from util.record import plan
     from util.run import RunFolder
 
@@ -50,20 +51,23 @@ def restore_images(args: Namespace) -> int:
     say_what_is_not_repeated(args, record)
     model = get_model(args.ldm_config, args.diffusion_config, args.device, args.gpu, job.arithmetic)
     job.task.to(model.device)
-    images = [name for name, _ in job.pictures.pictures]
+    images = share([name for name, _ in job.pictures.pictures], args.shard)
+    first = rank() == 0  # of those that torchrun started: the one that draws and prints what is common to all
     with log_file(run.log_path(), str(args)), closing(run.left(images)) as left:
         set_threads(run.begin(record, args.overwrite))
-        for name in tqdm(left, "images", len(images), disable=args.quiet or None, dynamic_ncols=True):
+        for name in tqdm(left, "images", len(images), disable=args.quiet or not first or None, dynamic_ncols=True):
             with run.failures(name, run.samples_left(name)):
                 restore_picture(args, job, model, run, name)
             run.write_tables()
         run.write_tables()
-    print(run.table())
+    if first:
+        print(run.table())
     return int(run.has_failures(images))
 
 
 def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: "RunFolder", name: str) -> None:
     """Measure a picture, restore the measurement as often as is left to do, and write what came out."""
+    from util.processes import rank
     from util.run import Recorder, score
     from util.streams import torch_stream
 
@@ -82,7 +86,7 @@ def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: 
                     generator,
                     callback=recorder.event,
                     img_callback=recorder.estimate,
-                    progress=sys.stderr.isatty() and not args.quiet,
+                    progress=sys.stderr.isatty() and not args.quiet and rank() == 0,
                 )
             run.write_restoration(name, sample, truth, measurement.y, restoration)
             # Only now: what it needs is slow to import, and the first sampling step should not wait for it.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from util.errors import Terminated, UserError
+from util.processes import local_rank
 from util.registry import unknown
 
 DESCRIPTION = """\
@@ -68,6 +69,17 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Read an argument `i/n`, with i from 1 to n."""
+    try:
+        part, parts = map(int, text.split("/"))
+    except ValueError:
+        part, parts = 0, 0
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"expected I/N, from 1/N to N/N, got {text!r}")
+    return part, parts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,7 +147,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: %(default)s)"
     )
     group.add_argument(
-        "--gpu", type=whole_number(0), default=0, metavar="N", help="which card, where the device is one (default: 0)"
+        "--gpu",
+        type=whole_number(0),
+        default=local_rank(),
+        metavar="N",
+        help="which card, where the device is one (default: each process's own under torchrun, else 0)",
     )
     group.add_argument(
         "--precision",
@@ -192,6 +208,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--skip_bad",
         action="store_true",
         help="go on without pictures that cannot be read or do not fit; failed.csv names them",
+    )
+    group.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="only the I-th of N parts of the pictures, for job arrays; the N jobs share one save_dir",
     )
     group.add_argument("--dry_run", action="store_true", help="show settings, inputs and cost; write nothing")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -30,6 +30,12 @@ def test_steps_eta_and_scale_are_none_until_given_so_that_a_preset_may_set_them(
     assert (args.ddim_steps, args.ddim_eta, args.ddim_scale) == (20, 0.5, 3.0)
 
 
+def test_under_torchrun_each_process_takes_its_own_card(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert parse_args([]).gpu == 3
+    assert parse_args(["--gpu", "1"]).gpu == 1
+
+
 def test_words_may_stand_between_arguments():
     args = parse_args(["a.b=1", "--seed", "3", "c=x=y", "--quiet", "d=-1"])
     assert args.settings == [("a.b", "1"), ("c", "x=y"), ("d", "-1")]
@@ -44,6 +50,11 @@ def test_words_may_stand_between_arguments():
         (["--seed", "x"], "--seed: expected a whole number, 0 or more, got 'x'"),
         (["--seed", "-1"], "--seed"),
         (["--limit", "0"], "--limit: expected a whole number, 1 or more"),
+        (["--shard", "0/3"], "--shard: expected I/N, from 1/N to N/N, got '0/3'"),
+        (["--shard", "4/3"], "--shard"),
+        (["--shard", "1/2/3"], "--shard"),
+        (["--shard", "x"], "--shard"),
+        (["--threads", "0"], "--threads: expected a whole number from 1 to 1024"),
         (["--n_samples_per_class", "1.5"], "--n_samples_per_class"),
         (["--ddim_steps", "many"], "--ddim_steps"),
         (["--device", "tpu"], "'cuda'"),
