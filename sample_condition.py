@@ -68,7 +68,8 @@ def restore_images(args: Namespace) -> int:
 def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: "RunFolder", name: str) -> None:
     """Measure a picture, restore the measurement as often as is left to do, and write what came out."""
     from util.processes import rank
-    from util.run import Recorder, score
+    from util.recorder import Recorder
+    from util.run import score
     from util.streams import torch_stream
 
     truth = job.picture(name)
@@ -78,7 +79,10 @@ def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: 
     for sample in run.samples_left(name):
         generator = torch_stream(args.seed, name, f"solver {sample}", model.device)
         with run.failures(name, [sample]):
-            with Recorder(run, run.name(name, sample), job.solver.steps, model.decode_first_stage) as recorder:
+            decode = model.decode_first_stage
+            recorder = Recorder(run, run.name(name, sample), job.solver.steps, decode, args.checkpoint_minutes)
+            resume = recorder.resumed(generator)
+            with recorder:
                 restoration = job.solver.restore(
                     model,
                     problem(job, measurement, model, truth.shape),
@@ -87,6 +91,8 @@ def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: 
                     callback=recorder.event,
                     img_callback=recorder.estimate,
                     progress=sys.stderr.isatty() and not args.quiet and rank() == 0,
+                    resume=resume,
+                    keep=recorder.keep,
                 )
             run.write_restoration(name, sample, truth, measurement.y, restoration)
             # Only now: what it needs is slow to import, and the first sampling step should not wait for it.

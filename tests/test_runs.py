@@ -19,6 +19,7 @@ from tests.tiny import write_pictures
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ["a_jpg", "a_png", "b b", "sub_c"]
 ONE_THREAD = ["--threads", "1", "--quiet"]
+ALWAYS_SAVED = ["--checkpoint_minutes", "0.0000001"]
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +60,28 @@ def test_images_with_another_process_beside_come_out_the_same(place, whole, tmp_
 def killed(place, whole, folder, kills, seed):  # noqa: F811
     """Kill runs at random moments until there were so many; each folder must end as an uninterrupted run's."""
     moment = random.Random(seed)
-    done, attempt, at_work = 0, 0, 0
+    done, attempt = 0, 0
     while done < kills:
         out = folder / f"out{attempt}"
         attempt += 1
         while True:
-            process = start(words(place, out, *ONE_THREAD))
-            if done < kills:
-                process.join(moment.uniform(0, whole[1]))
-            else:
+            process = start(words(place, out, *ONE_THREAD, *moment.choice([[], ALWAYS_SAVED])))
+            if done == kills:
                 process.join()
+            elif moment.random() < 0.7:  # while it works: it then has a log
+                logs = list(out.glob("log/*"))
+                while process.is_alive() and list(out.glob("log/*")) == logs:
+                    time.sleep(0.02)
+                process.join(moment.uniform(0, whole[1] / 2))
+            else:
+                process.join(moment.uniform(0, whole[1]))
             if process.exitcode is not None:
                 break
             process.kill()
             process.join()
             done += 1
-            at_work += (out / ".claims").exists()
         assert process.exitcode == 0
         assert snapshot(out) == whole[0], f"seed {seed}, folder {attempt}, after {done} kills"
-    assert at_work > 0
 
 
 def test_killed_a_few_times_the_folder_ends_the_same(place, whole, tmp_path):  # noqa: F811
@@ -88,6 +92,74 @@ def test_killed_a_few_times_the_folder_ends_the_same(place, whole, tmp_path):  #
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_thirty_times_the_folder_ends_the_same(seed, place, whole, tmp_path):  # noqa: F811
     killed(place, whole, tmp_path, kills=30, seed=seed)
+
+
+def stop_at_call(monkeypatch, number, error):
+    """Count the UNet's calls, and raise the error at one of them (None: at none)."""
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+    calls, apply_model = [], LatentDiffusion.apply_model
+
+    def count(*args):
+        calls.append(1)
+        if len(calls) == number:
+            raise error
+        return apply_model(*args)
+
+    monkeypatch.setattr(LatentDiffusion, "apply_model", count)
+    return calls
+
+
+SAMPLERS = {
+    "resample": [],
+    "ancestral": ["--ddim_eta", "1"],
+    "from the baseline": ["conditioning.resample.start=0.8"],
+    "dps": ["conditioning.main_sampler=dps"],
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("minutes", "error"), [("0.0000001", RuntimeError), ("5", KeyboardInterrupt)])
+def test_an_image_that_was_cut_short_goes_on_inside(sampler, minutes, error, place, tmp_path, monkeypatch, capsys):  # noqa: F811
+    def command(out):
+        more = ["--limit", "1", "--checkpoint_minutes", minutes]
+        return words(place, tmp_path / out, *SAMPLERS[sampler], *more)
+
+    with monkeypatch.context() as patch:
+        in_all = stop_at_call(patch, None, None)
+        assert main(command("whole")) == 0
+    with monkeypatch.context() as patch:
+        stop_at_call(patch, len(in_all) - 1, error)
+        if error is KeyboardInterrupt:  # saved on leaving, long before the minutes are over
+            assert main(command("cut")) == 130
+        else:  # saved as it went
+            with pytest.raises(error):
+                main(command("cut"))
+    assert (tmp_path / "cut" / "progress" / "a_jpg" / "state.safetensors").is_file()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        again = stop_at_call(patch, None, None)
+        assert main(command("cut")) == 0
+    assert "a_jpg: going on after " in capsys.readouterr().err
+    assert len(again) < len(in_all) / 2
+    assert snapshot(tmp_path / "cut") == snapshot(tmp_path / "whole")
+
+
+def test_a_state_that_does_not_fit_is_left_aside(place, finished, tmp_path):  # noqa: F811
+    for content in (b"", b"\xff" * 100):
+        state = tmp_path / "progress" / "a_jpg" / "state.safetensors"
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.write_bytes(content)
+        assert main(words(place, tmp_path, "--limit", "1", "--overwrite")) == 0
+        assert (tmp_path / "recon" / "a_jpg.png").read_bytes() == (finished / "recon" / "a_jpg.png").read_bytes()
+        assert not state.exists()
+        (tmp_path / "results" / "a_jpg.json").unlink()
+
+
+def test_no_state_is_kept_when_the_minutes_are_zero(place, tmp_path, monkeypatch):  # noqa: F811
+    stop_at_call(monkeypatch, 5, KeyboardInterrupt)
+    assert main(words(place, tmp_path, "--limit", "1", "--checkpoint_minutes", "0")) == 130
+    assert not list(tmp_path.rglob("state.safetensors"))
 
 
 def test_the_same_command_goes_on_and_says_so(place, finished, tmp_path, capsys):  # noqa: F811

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from util.argument_types import minutes, shard, whole_number
 from util.errors import Terminated, UserError
 from util.processes import local_rank
 from util.registry import unknown
@@ -53,33 +54,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the arguments)")
-
-
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return an argument type: a whole number from `least` to `most` (None: no limit)."""
-    expected = f"a whole number, {least} or more" if most is None else f"a whole number from {least} to {most}"
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return value
-
-    return convert
-
-
-def shard(text: str) -> tuple[int, int]:
-    """Read an argument `i/n`, with i from 1 to n."""
-    try:
-        part, parts = map(int, text.split("/"))
-    except ValueError:
-        part, parts = 0, 0
-    if not 1 <= part <= parts:
-        raise argparse.ArgumentTypeError(f"expected I/N, from 1/N to N/N, got {text!r}")
-    return part, parts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -198,6 +172,13 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         type=whole_number(1, 1024),
         metavar="N",
         help="processor threads; a result depends on their number (default: as in save_dir, or else torch's own)",
+    )
+    group.add_argument(
+        "--checkpoint_minutes",
+        type=minutes,
+        default=5.0,
+        metavar="M",
+        help="how often the state of an image in progress is saved; 0 never does (default: 5)",
     )
     group.add_argument(
         "--overwrite",

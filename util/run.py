@@ -6,9 +6,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from util import results
+from util import results, sampler_state
 from util.claims import POLL, Claims
 from util.errors import ImageError, UserError
 from util.files import write_whole
 from util.logger import LOGGER
 from util.metrics import psnr, ssim
 from util.record import CIRCUMSTANCES, differences, read_record
-from util.results import FAILED, METRICS, Results, cell, csv_of, has_failed
+from util.results import FAILED, METRICS, Results, csv_of, has_failed
+from util.sampler_state import Progress
 
 TRACE = ("step", "timestep", "stage", "iterations", "first_loss", "last_loss", "stop", "seconds")
-PROGRESS_PICTURES = 8
 FOLDERS = ("input", "label", "recon", "progress", "results")
 SETTINGS = "settings.yaml"
 ALL = "run"  # the claim to what belongs to no single image
@@ -214,9 +213,13 @@ class RunFolder:
         content = save(tensors, metadata={"made_by": json.dumps(made_by)})
         self._write(f"label/{image}.safetensors", content)
 
-    def write_trace(self, name: str, events: Sequence[Any]) -> None:
-        """Write what the sampler did (one dataclass instance for each event) as `trace.csv` beside the progress."""
-        self._write(f"progress/{name}/trace.csv", csv_of(TRACE, map(asdict, events)))
+    def write_trace(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what the sampler did as `trace.csv` beside the progress."""
+        self._write(f"progress/{name}/trace.csv", csv_of(TRACE, rows))
+
+    def write_state(self, name: str, progress: Progress) -> None:
+        """Write where a restoration stands, for a later process to go on from."""
+        self._write(state_path(name), sampler_state.encode(*progress))
 
     def add_metrics(
         self, image: str, sample: int, score: tuple[float, float], baseline: tuple[float, float], seconds: float
@@ -226,8 +229,9 @@ class RunFolder:
         LOGGER.info("%s: %.2f dB, baseline %.2f dB, %.1f s", self.name(image, sample), score[0], baseline[0], seconds)
 
     def _finish(self, image: str, sample: int, outcome: Mapping[str, Any]) -> None:
-        row = results.encode({"image": image, "sample": sample, **outcome})
-        self._write(f"results/{self.name(image, sample)}.json", row)
+        name = self.name(image, sample)
+        (self.root / state_path(name)).unlink(missing_ok=True)
+        self._write(f"results/{name}.json", results.encode({"image": image, "sample": sample, **outcome}))
 
     def _write(self, path: str, content: bytes) -> None:
         write_whole(self.root / path, content, self._scratch)
@@ -261,43 +265,9 @@ class RunFolder:
         return f"{results.table(good)}, in {self.root}{more}"
 
 
-class Recorder:
-    """Follows one restoration: keeps the sampler's events, and writes its estimate at a few steps as pictures.
-
-    Used as a context manager around the restoration, whose duration is then in `seconds`, and its trace in a file.
-
-    Args:
-        run: where pictures go, as `progress/<name>/step_<step>.png`.
-        name: the restoration's name.
-        steps: sampling steps of the run.
-        decode: latents (1, C, h, w) to images (1, 3, H, W) in [-1, 1].
-    """
-
-    def __init__(self, run: RunFolder, name: str, steps: int, decode: Callable[[Tensor], Tensor]) -> None:
-        self.events: list[Any] = []
-        self.seconds = 0.0
-        self._run, self._name, self._decode = run, name, decode
-        self._chosen = {round(part * (steps - 1) / (PROGRESS_PICTURES - 1)) for part in range(PROGRESS_PICTURES)}
-
-    def __enter__(self) -> "Recorder":
-        self.seconds = -time.perf_counter()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.seconds += time.perf_counter()
-        if kind is None or issubclass(kind, ImageError):
-            self._run.write_trace(self._name, self.events)
-
-    def event(self, event: Any) -> None:
-        """Keep an event of the sampler (see `TRACE` for its attributes)."""
-        self.events.append(event)
-        cells = {key: cell(getattr(event, key)) for key in TRACE}
-        LOGGER.debug("%s: %s", self._name, " ".join(f"{key}={text}" for key, text in cells.items() if text))
-
-    def estimate(self, latent: Tensor, step: int) -> None:
-        """Write the estimate of the clean latent (1, C, h, w) after a step, if it is one of the chosen ones."""
-        if step in self._chosen:
-            self._run.write_picture(f"progress/{self._name}", f"step_{step:04d}", to_uint8(self._decode(latent)))
+def state_path(name: str) -> str:
+    """Return where in a run's folder the state of a restoration in progress is."""
+    return f"progress/{name}/state.safetensors"
 
 
 def read_measurement(folder: Path, image: str, made_by: Mapping[str, Any]) -> dict[str, Tensor]:

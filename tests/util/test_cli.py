@@ -54,6 +54,8 @@ def test_words_may_stand_between_arguments():
         (["--shard", "4/3"], "--shard"),
         (["--shard", "1/2/3"], "--shard"),
         (["--shard", "x"], "--shard"),
+        (["--checkpoint_minutes", "-1"], "--checkpoint_minutes: expected minutes"),
+        (["--checkpoint_minutes", "nan"], "--checkpoint_minutes"),
         (["--threads", "0"], "--threads: expected a whole number from 1 to 1024"),
         (["--n_samples_per_class", "1.5"], "--n_samples_per_class"),
         (["--ddim_steps", "many"], "--ddim_steps"),

@@ -131,6 +131,8 @@ class DDIMSampler:
         x_T: Tensor | None = None,
         log_every_t: int = 100,
         initial: Tensor | None = None,
+        done: int = 0,
+        state_callback: Callable[[Tensor, int], Any] | None = None,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Sample latents whose images explain a measurement ``y = A(x) + noise``.
 
@@ -146,6 +148,9 @@ class DDIMSampler:
             noise_sigma: root mean square of the noise over all entries of y, for ``eps: noise``: sigma where every
                 entry has Gaussian noise, sigma times the root of the kept share where a mask drops entries.
             initial: a first guess at the images, (batch_size or 1, 3, H, W), for settings with ``start`` below 1.
+            done: how many steps an earlier call has done; x_T is then what they led to.
+            state_callback: receives the latents and the number of steps done, once a step: with the generator's state
+                all that a later call needs to go on to the same result.
 
         Returns:
             The restored latents, and intermediate ones as `sample` gives.
@@ -159,7 +164,7 @@ class DDIMSampler:
         if len(measurement) not in (1, batch_size):
             raise UserError(f"{len(measurement)} measurements for a batch of {batch_size}: must be as many, or one")
         z = _start(x_T, batch_size, shape, measurement, conditioning, generator)
-        watch = Watch(self.schedule, callback, img_callback, log_every_t, progress=verbose)
+        watch = Watch(self.schedule, callback, img_callback, log_every_t, verbose, done, state_callback)
         z = solve(
             self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator),
             InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma, initial),

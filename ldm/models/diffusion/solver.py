@@ -14,6 +14,7 @@ from ldm.models.diffusion.guidance import guidance
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, get_sampler
 from ldm.models.diffusion.refine import refine
 from ldm.models.diffusion.resample_settings import ResampleSettings
+from util.sampler_state import SamplerState
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -63,15 +64,24 @@ class Solver:
         callback: Callable[[TraceEvent], Any] | None = None,
         img_callback: Callable[[Tensor, int], Any] | None = None,
         progress: bool = False,
+        resume: SamplerState | None = None,
+        keep: Callable[[SamplerState], Any] | None = None,
     ) -> Tensor:
         """Sample an image of ``shape`` (1, 3, H, W) that explains a measurement; in [-1, 1], not clipped.
 
-        Args as for `DDIMSampler.posterior_sampler`; ``progress`` shows a bar.
+        Args as for `DDIMSampler.posterior_sampler`; ``progress`` shows a bar; ``keep`` receives the state after each
+        step, and ``resume`` is one to go on from, to the same result: both need a generator.
 
         Raises:
             ImageError: a loss, a latent or the image is not finite.
         """
         callback, img_callback = finite_events(callback), finite_estimates(img_callback)
+
+        def keep_state(latent: Tensor, done: int) -> None:
+            keep(SamplerState(done, latent, generator.get_state()))
+
+        if resume is not None:
+            generator.set_state(resume.generator)
         latent, _ = DDIMSampler(model).posterior_sampler(
             problem.measurement,
             problem.condition_fn,
@@ -88,6 +98,9 @@ class Solver:
             generator=generator,
             noise_sigma=problem.noise_sigma,
             initial=problem.initial,
+            x_T=None if resume is None else resume.latent,
+            done=0 if resume is None else resume.done,
+            state_callback=None if keep is None else keep_state,
             **guidance(model, self.class_label, self.guidance_scale),
         )
         # The image that was fitted: through the codebook, or without where the last optimisation left it out.
@@ -100,4 +113,5 @@ class Solver:
         losses, stop = minimum.losses[0], minimum.stops[0]
         seconds = time.perf_counter() - started
         callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds))
+        require_finite(minimum.x, "image", self.steps)
         return minimum.x
