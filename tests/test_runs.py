@@ -167,7 +167,7 @@ def test_the_same_command_goes_on_and_says_so(place, finished, tmp_path, capsys)
     (tmp_path / "out" / "results" / "b b.json").unlink()
     assert main(words(place, tmp_path / "out")) == 0
     err = capsys.readouterr().err
-    assert "3 of 4 restorations are there; going on" in err
+    assert "going on; 3 restorations are there" in err
     assert [line.partition(":")[0] for line in err.splitlines() if "baseline" in line] == ["b b"]
     assert snapshot(tmp_path / "out") == snapshot(finished)
 

@@ -82,6 +82,16 @@ class Claims:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # unless there is something in it
 
+    def others(self, folder: str) -> list[str]:
+        """Return the names below a folder that are claimed, once dead holders have had the time to expire."""
+        deadline = time.monotonic() + self.expiry
+        while True:
+            self.sweep()
+            names = sorted(path.parent.name for path in (self.root / folder).glob("*/claim"))
+            if not names or time.monotonic() > deadline:
+                return names
+            time.sleep(POLL)
+
     def _claim(self, path: Path) -> bool:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

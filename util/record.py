@@ -68,7 +68,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     found = load_yaml(path)
     parts = {"settings": dict, "run": dict, "versions": dict, "checkpoint": dict, "threads": int, "device": str}
     if not all(isinstance(found.get(key), kind) for key, kind in parts.items()):
-        raise UserError(f"{path} is not the record of a run")
+        raise UserError(f"{path} is not the record of a run: give another folder")
     return found
 
 

@@ -66,6 +66,7 @@ class RunFolder:
         self.root, self.images, self.samples = root, images, samples
         self._results = Results(root / "results")
         self._claims = Claims(root / ".claims")
+        self._record: dict[str, Any] | None = None  # of the run that was begun
         self._scratch: Path | None = None  # where the files of the image in hand are written first
 
     def name(self, image: str, sample: int) -> str:
@@ -111,6 +112,7 @@ class RunFolder:
         with self._claims.wait(ALL) as scratch:
             found = read_record(self.root / SETTINGS)
             if found is not None and overwrite and differences(found, record):
+                self._refuse_company()
                 self._clear()
                 found = None
             self._refuse_others(record)
@@ -123,7 +125,20 @@ class RunFolder:
             if found != record:
                 content = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
                 write_whole(self.root / SETTINGS, content.encode(), scratch)
+        self._record = record
         return record
+
+    def _refuse_company(self) -> None:
+        others = self._claims.others("images")
+        if others:
+            raise UserError(f"{self.root}: another process works there (on {others[0]}); stop it before --overwrite")
+
+    def _require_own_settings(self) -> None:
+        if self._record is None:
+            return
+        found = read_record(self.root / SETTINGS)
+        if found is None or differences(found, self._record):
+            raise UserError(f"{self.root} was taken over by a run with other settings (--overwrite): this one ends")
 
     def _refuse_others(self, record: Mapping[str, Any]) -> None:
         found = read_record(self.root / SETTINGS)
@@ -150,8 +165,7 @@ class RunFolder:
         for name, row in list(self._results.read().items()):
             if has_failed(row) and row["step"] is None:
                 self._results.forget(name)
-        there, total = len(self.rows()), len(self.images) * self.samples
-        LOGGER.info("%s: %d of %d restorations are there; going on", self.root, there, total)
+        LOGGER.info("%s: going on; %d restorations are there", self.root, len(self.rows()))
 
     # The images.
 
@@ -164,6 +178,9 @@ class RunFolder:
 
         Those that another process works on are waited for, and taken when it dies. Close the iterator when leaving it
         early (`contextlib.closing`), so that its claim ends.
+
+        Raises:
+            UserError: another run has taken the folder over.
         """
         waiting = list(images)
         while waiting:
@@ -175,6 +192,7 @@ class RunFolder:
                     if self._scratch is None:
                         others.append(image)
                     elif self.samples_left(image):
+                        self._require_own_settings()
                         yield image
             if len(others) == len(waiting):
                 time.sleep(POLL)

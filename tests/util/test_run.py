@@ -107,6 +107,23 @@ def test_other_settings_are_refused_with_what_differs_unless_overwritten(tmp_pat
     run.check(other)
 
 
+def test_a_folder_is_not_overwritten_while_another_process_works_there(tmp_path):
+    at_work, other = RunFolder(tmp_path, ["a", "b"]), RunFolder(tmp_path, ["a", "b"])
+    at_work.begin(record())
+    images = at_work.left(["a", "b"])
+    assert next(images) == "a"
+    other._claims.expiry = 0.1
+    with pytest.raises(UserError, match=r"another process works there \(on a\)"):
+        other.begin(record(settings={"steps": 4}), overwrite=True)
+    finish(at_work, "a")
+    assert next(images) == "b"
+    images.close()
+    other.begin(record(settings={"steps": 4}), overwrite=True)
+    with pytest.raises(UserError, match="was taken over by a run with other settings"):
+        list(at_work.left(["b"]))
+    assert list(other.left(["b"])) == ["b"]
+
+
 def test_threads_that_are_not_given_are_the_folders(tmp_path):
     assert RunFolder(tmp_path / "new").begin(record(threads=None))["threads"] == torch.get_num_threads()
     RunFolder(tmp_path / "old").begin(record(threads=7))
