@@ -53,7 +53,8 @@ def restore_images(args: Namespace) -> int:
     job.task.to(model.device)
     images = share([name for name, _ in job.pictures.pictures], args.shard)
     first = rank() == 0  # of those that torchrun started: the one that draws and prints what is common to all
-    with log_file(run.log_path(), str(args)), closing(run.left(images)) as left:
+    title = " ".join(f"{key}={value}" for key, value in vars(args).items())
+    with log_file(run.log_path(), title), closing(run.left(images)) as left:
         set_threads(run.begin(record, args.overwrite))
         for name in tqdm(left, "images", len(images), disable=args.quiet or not first or None, dynamic_ncols=True):
             with run.failures(name, run.samples_left(name)):
