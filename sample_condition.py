@@ -4,8 +4,8 @@ explains the measurement, and write what came out. `--help` shows the arguments.
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from util.cli import exit_status
 
@@ -29,34 +29,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(restore_images, argv)
 
 
-def restore_images(args: Namespace) -> None:
-    """Load, restore, write, image by image."""
+def restore_images(args: Namespace) -> int:
+    """Load, restore, write, image by image; returns 1 when an image could not be restored, and 0 otherwise."""
+    from contextlib import closing
+
     from tqdm import tqdm
 
-    from data.dataloader import get_dataloader
     from model_loader import get_model
-    from util.logger import set_up_logging
-    from util.record import plan, record
-    from util.run import Recorder, RunFolder, score, torch_stream
+    from util.logger import log_file, set_up_logging
+    from util.processes import rank, share
+    from util.record import plan
+    from util.run import RunFolder
 
     set_up_logging(args.verbose, args.quiet)
     job = prepare(args)
     if args.dry_run:
         print(plan(job.settings, job.pictures.pictures, args.n_samples_per_class, job.solver.cost().table()))
-        return
-    run = RunFolder(args.save_dir, args.n_samples_per_class)
-    check_files(args, job, run)
+        return 0
+    run = RunFolder(args.save_dir, job.pictures.names, args.n_samples_per_class)
+    record = check_files(args, job, run)
+    say_what_is_not_repeated(args, record)
     model = get_model(args.ldm_config, args.diffusion_config, args.device, args.gpu, job.arithmetic)
     job.task.to(model.device)
-    run.write_settings(record(args, job.settings, model.device))
-    pictures = get_dataloader(job.pictures, batch_size=1, num_workers=0, train=False)
-    for (name,), _, truth in tqdm(pictures, "images", disable=args.quiet or None, dynamic_ncols=True):
-        measurement = measure(args, job.task, name, truth)
-        run.write_measurement(name, measurement.tensors(), job.task.settings)
-        baseline = None
-        for sample in range(args.n_samples_per_class):
-            generator = torch_stream(args.seed, name, f"solver {sample}", model.device)
-            with Recorder(run, run.name(name, sample), job.solver.steps, model.decode_first_stage) as recorder:
+    images = share([name for name, _ in job.pictures.pictures], args.shard)
+    first = rank() == 0  # of those that torchrun started: the one that draws and prints what is common to all
+    title = " ".join(f"{key}={value}" for key, value in vars(args).items())
+    with log_file(run.log_path(), title), closing(run.left(images)) as left:
+        set_threads(run.begin(record, args.overwrite))
+        for name in tqdm(left, "images", len(images), disable=args.quiet or not first or None, dynamic_ncols=True):
+            with run.failures(name, run.samples_left(name)):
+                restore_picture(args, job, model, run, name)
+            run.write_tables()
+        run.write_tables()
+    if first:
+        print(run.table())
+    return int(run.has_failures(images))
+
+
+def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: "RunFolder", name: str) -> None:
+    """Measure a picture, restore the measurement as often as is left to do, and write what came out."""
+    from util.processes import rank
+    from util.recorder import Recorder
+    from util.run import score
+    from util.streams import torch_stream
+
+    truth = job.picture(name)
+    measurement = measure(args, job.task, name, truth)
+    run.write_measurement(name, measurement.tensors(), job.task.settings)
+    baseline = None
+    for sample in run.samples_left(name):
+        generator = torch_stream(args.seed, name, f"solver {sample}", model.device)
+        with run.failures(name, [sample]):
+            decode = model.decode_first_stage
+            recorder = Recorder(run, run.name(name, sample), job.solver.steps, decode, args.checkpoint_minutes)
+            resume = recorder.resumed(generator)
+            with recorder:
                 restoration = job.solver.restore(
                     model,
                     problem(job, measurement, model, truth.shape),
@@ -64,24 +91,50 @@ def restore_images(args: Namespace) -> None:
                     generator,
                     callback=recorder.event,
                     img_callback=recorder.estimate,
-                    progress=sys.stderr.isatty() and not args.quiet,
+                    progress=sys.stderr.isatty() and not args.quiet and rank() == 0,
+                    resume=resume,
+                    keep=recorder.keep,
                 )
             run.write_restoration(name, sample, truth, measurement.y, restoration)
-            run.write_trace(name, sample, recorder.events)
             # Only now: what it needs is slow to import, and the first sampling step should not wait for it.
             baseline = baseline or score(truth, job.task.baseline(measurement, truth.shape))
             run.add_metrics(name, sample, score(truth, restoration), baseline, recorder.seconds)
-    print(run.table())
+
+
+def set_threads(record: Mapping[str, Any]) -> None:
+    """Let torch compute with as many threads as a run's record says."""
+    import torch
+
+    torch.set_num_threads(record["threads"])
 
 
 class Job(NamedTuple):
-    """What is to be done, with which settings (every default filled in)."""
+    """What is to be done, with which settings (every default filled in).
+
+    ``bad`` says, by name, what is wrong with pictures that the run goes on without.
+    """
 
     settings: "Settings"
     task: "Task"
     solver: "Solver"
     arithmetic: "Arithmetic"
     pictures: "PictureFolder"
+    bad: dict[str, str]
+
+    def picture(self, name: str) -> "Tensor":
+        """Return a picture (1, 3, H, W) in [-1, 1].
+
+        Raises:
+            ImageError: it cannot be read, or does not fit.
+        """
+        from util.errors import ImageError, UserError
+
+        if name in self.bad:
+            raise ImageError(self.bad[name])
+        try:
+            return self.pictures.picture(name).image[None]
+        except UserError as error:
+            raise ImageError(str(error)) from error
 
 
 def prepare(args: Namespace) -> Job:
@@ -117,15 +170,19 @@ def prepare(args: Namespace) -> Job:
     arithmetic = Arithmetic(settings.precision, settings.low_memory, settings.compile)
     architecture = build_model(load_yaml(args.ldm_config))
     solver.check(architecture, task.noise.sigma)
-    pictures = find_pictures(args, settings, task, architecture)
+    pictures, bad = find_pictures(args, settings, task, architecture)
     say_what_has_no_effect(args, settings)
-    return Job(settings, task, solver, arithmetic, pictures)
+    return Job(settings, task, solver, arithmetic, pictures, bad)
 
 
 def find_pictures(
     args: Namespace, settings: "Settings", task: "Task", architecture: "LatentDiffusion"
-) -> "PictureFolder":
-    """Return the data set, once each picture's header says that it can be read and fits."""
+) -> tuple["PictureFolder", dict[str, str]]:
+    """Return the data set, and what is wrong with pictures whose header says that they cannot be read or do not fit.
+
+    Raises:
+        UserError: there are such, and the run is not to go on without them; or there are no others.
+    """
     from data.dataloader import get_dataset
     from util.errors import UserError
     from util.logger import LOGGER
@@ -144,22 +201,32 @@ def find_pictures(
             raise UserError(f"{error}{remedy}") from error
         sizes.add((height, width))
 
-    pictures.check(fits)
+    bad = pictures.problems(fits) if args.skip_bad else {}
+    if not args.skip_bad or len(bad) == len(pictures):
+        pictures.check(fits)
     if sizes != {(side, side)}:
         LOGGER.warning("some pictures are not %dx%d, the only size that the model was trained on", side, side)
-    return pictures
+    return pictures, bad
 
 
-def check_files(args: Namespace, job: Job, run: "RunFolder") -> None:
-    """Check that the files to read are there, and that the run's can be written."""
+def check_files(args: Namespace, job: Job, run: "RunFolder") -> dict[str, Any]:
+    """Check that the files to read are there, and that the run's can be written; returns the run's record.
+
+    Raises:
+        UserError: they are not, or cannot.
+    """
     from model_loader import require_checkpoint, resolve_device
+    from util.record import record
     from util.run import read_measurement
 
     require_checkpoint(args.diffusion_config)
-    job.arithmetic.check(resolve_device(args.device, args.gpu))
-    run.check()
+    device = resolve_device(args.device, args.gpu)
+    job.arithmetic.check(device)
     for name, _ in job.pictures.pictures if args.measurement else ():
         read_measurement(args.measurement, name, job.task.settings)
+    wanted = record(args, job.settings, device)
+    run.check(wanted, args.overwrite)
+    return wanted
 
 
 def say_what_has_no_effect(args: Namespace, settings: "Settings") -> None:
@@ -176,9 +243,20 @@ def say_what_has_no_effect(args: Namespace, settings: "Settings") -> None:
         )
 
 
+def say_what_is_not_repeated(args: Namespace, record: Mapping[str, Any]) -> None:
+    """Say in the log in what a run that repeats another (`--from`) differs from it."""
+    from util.logger import LOGGER
+    from util.record import CIRCUMSTANCES, DECIDING, differences, read_record
+
+    if args.from_run is not None:
+        for line in differences(read_record(args.from_run / "settings.yaml"), record, DECIDING + CIRCUMSTANCES):
+            LOGGER.warning("not as in %s: %s", args.from_run, line)
+
+
 def measure(args: Namespace, task: "Task", name: str, truth: "Tensor") -> "Measurement":
     """Return the measurement of a picture (1, 3, H, W): drawn from streams of its own, or an earlier run's."""
-    from util.run import random_stream, read_measurement
+    from util.run import read_measurement
+    from util.streams import random_stream
 
     if args.measurement:
         return task.accept(read_measurement(args.measurement, name, task.settings), truth)

@@ -77,6 +77,10 @@ class PictureFolder(Dataset):
         resize: what to do with a picture of another size: ``error``, ``center_crop`` or ``resize``.
         limit: take only the first so many pictures. Names are given before, so they do not depend on it.
 
+    Attributes:
+        names: of all pictures, those beyond the limit too.
+        pictures: (name, path) of those within it.
+
     Raises:
         UserError: as `find_pictures`; indexing and `check` raise it for a picture that is unreadable or does not fit.
     """
@@ -89,7 +93,9 @@ class PictureFolder(Dataset):
         resize: str = "error",
         limit: int | None = None,
     ) -> None:
-        self.pictures = find_pictures(root)[:limit]
+        found = find_pictures(root)
+        self.names = [name for name, _ in found]
+        self.pictures = found[:limit]
         self.transforms = transforms or to_tensor
         self.size = (size, size) if isinstance(size, int) else size and tuple(size)
         self.resize = resize
@@ -101,23 +107,37 @@ class PictureFolder(Dataset):
         name, path = self.pictures[index]
         return Item(name, path, self.transforms(read_picture(path, self.size, self.resize)))
 
-    def check(self, fits: Callable[[int, int], Any] | None = None) -> None:
-        """Check every picture's header, decoding nothing.
+    def picture(self, name: str) -> Item:
+        """Return the picture of a name.
+
+        Raises:
+            UserError: it is unreadable or does not fit.
+        """
+        return self[self.names.index(name)]
+
+    def problems(self, fits: Callable[[int, int], Any] | None = None) -> dict[str, str]:
+        """Return what is wrong with each picture that cannot be used, by name, from the headers; nothing is decoded.
 
         Args:
             fits: raises a UserError for a (height, width) that cannot be used.
-
-        Raises:
-            UserError: naming the pictures that cannot be used, one a line.
         """
-        problems = []
-        for _, path in self.pictures:
+        problems = {}
+        for name, path in self.pictures:
             try:
                 check_picture(path, self.size, self.resize)
                 if fits is not None:
                     self._check_fit(path, fits)
             except UserError as error:
-                problems.append(str(error))
+                problems[name] = str(error)
+        return problems
+
+    def check(self, fits: Callable[[int, int], Any] | None = None) -> None:
+        """Check every picture's header; see `problems`.
+
+        Raises:
+            UserError: naming the pictures that cannot be used, one a line.
+        """
+        problems = list(self.problems(fits).values())
         if len(problems) > MAX_NAMED:
             problems[MAX_NAMED:] = [f"and {len(problems) - MAX_NAMED} more pictures"]
         if problems:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import Parser, add_debug, exit_status, whole_number
+from util.argument_types import whole_number
+from util.cli import Parser, add_debug, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 

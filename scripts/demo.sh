@@ -18,7 +18,7 @@ for task in $tasks; do
         --ldm_config configs/latent-diffusion/demo-ldm-vq-4.yaml \
         --diffusion_config models/demo/model.safetensors \
         --task_config "configs/tasks/demo/$task.yaml" \
-        --preset demo --data data/demo --limit "$faces" --save_dir "results/demo/$task" \
+        --preset demo --data data/demo --limit "$faces" --save_dir "results/demo/$task" --overwrite \
         > /dev/null  # each run's own table: one table of all follows
     runs+=("results/demo/$task")
 done

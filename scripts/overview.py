@@ -53,6 +53,8 @@ def read_run(folder: Path) -> Run:
         metrics = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     except OSError as error:
         raise UserError(f"{folder} is no finished run: {error.strerror}: metrics.csv") from error
+    if not metrics:
+        raise UserError(f"{folder} has no restorations: see its failed.csv")
     return Run(folder, metrics)
 
 

@@ -4,13 +4,18 @@ Nothing heavy is imported here (no torch, NumPy or OmegaConf), so that `--help` 
 """
 
 import argparse
+import contextlib
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from util.errors import UserError, printable
+from util.argument_types import minutes, shard, whole_number
+from util.errors import Terminated, UserError, printable
+from util.processes import local_rank
 from util.registry import unknown
 
 DESCRIPTION = """\
@@ -33,9 +38,15 @@ examples:
   # the published model and task (fetch the weights first: bash scripts/download_models.sh)
   python sample_condition.py --task_config configs/tasks/super_resolution_config.yaml --data data/samples
 
+  # a run once more, from what its folder says
+  python sample_condition.py --from results/inpainting --save_dir results/again
+
   # what would be done, and what it would cost; nothing is written and no weights are needed
   python sample_condition.py --task_config configs/tasks/motion_deblur_config.yaml --preset paper --dry_run
 """
+
+GO_ON = "interrupted: what is finished stays, and the same command goes on from there"
+OUT_OF_MEMORY = "out of memory; what is finished stays. low_memory=true takes less, and so do smaller pictures"
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,21 +57,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the arguments)")
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """Return an argument type: a whole number, `least` or more."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text!r}")
-        return value
-
-    return convert
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,6 +81,13 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         type=Path,
         default=Path("configs/tasks/gaussian_deblur_config.yaml"),
         help="what is to be solved: operator, noise, data (default: %(default)s)",
+    )
+    group.add_argument(
+        "--from",
+        dest="from_run",
+        type=Path,
+        metavar="DIR",
+        help="repeat the run in this folder, with all its settings; arguments and words given beside it change them",
     )
     group.add_argument("--data", metavar="DIR|FILE", help="pictures to restore, instead of the task's data.root")
     group.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N pictures")
@@ -120,7 +123,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: %(default)s)"
     )
     group.add_argument(
-        "--gpu", type=whole_number(0), default=0, metavar="N", help="which card, where the device is one (default: 0)"
+        "--gpu",
+        type=whole_number(0),
+        default=local_rank(),
+        metavar="N",
+        help="which card, where the device is one (default: each process's own under torchrun, else 0)",
     )
     group.add_argument(
         "--precision",
@@ -162,6 +169,35 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="N", help="of everything random (default: %(default)s)"
     )
+    group.add_argument(
+        "--threads",
+        type=whole_number(1, 1024),
+        metavar="N",
+        help="processor threads; a result depends on their number (default: as in save_dir, or else torch's own)",
+    )
+    group.add_argument(
+        "--checkpoint_minutes",
+        type=minutes,
+        default=5.0,
+        metavar="M",
+        help="how often the state of an image in progress is saved; 0 never does (default: 5)",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="where save_dir holds results by other settings, delete them (default: refuse); by the same, go on",
+    )
+    group.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="go on without pictures that cannot be read or do not fit; failed.csv names them",
+    )
+    group.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="only the I-th of N parts of the pictures, for job arrays; the N jobs share one save_dir",
+    )
     group.add_argument("--dry_run", action="store_true", help="show settings, inputs and cost; write nothing")
     add_debug(group)
     loudness = group.add_mutually_exclusive_group()
@@ -179,14 +215,30 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         The arguments; `settings` holds the key=value words as (key, value text) pairs, in their order.
 
     Raises:
-        UserError: an unknown argument (the nearest known one is offered), or a value of the wrong type or range.
+        UserError: an unknown argument (the nearest known one is offered), a value of the wrong type or range, or no run
+            in `--from`'s folder.
         SystemExit: `--help`.
     """
     parser = build_parser()
     args, extra = parser.parse_known_intermixed_args(argv)
     if extra:
         raise unknown("argument", extra[0].partition("=")[0], _option_names(parser))
+    if args.from_run is not None:
+        args = _repeat(parser, args.from_run, argv)
     args.settings = [_split_word(word) for word in args.settings]
+    return args
+
+
+def _repeat(parser: argparse.ArgumentParser, run: Path, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line anew, with the arguments of the run in a folder for defaults."""
+    from util.record import recorded_arguments  # needs YAML
+
+    recorded = recorded_arguments(run)
+    parser.set_defaults(**recorded)
+    args = parser.parse_intermixed_args(argv)
+    for key in ("task_config", "preset"):
+        if str(getattr(args, key)) != str(recorded[key]):
+            raise UserError(f"--{key} and --from exclude each other: words such as ddim_steps=20 change a repeated run")
     return args
 
 
@@ -202,26 +254,61 @@ def _split_word(word: str) -> tuple[str, str]:
 
 
 def exit_status(
-    command: Callable[[argparse.Namespace], None],
+    command: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
     parse: Callable[[Sequence[str]], argparse.Namespace] = parse_args,
 ) -> int:
     """Run a command on its arguments, which `parse` makes of the words, and say how it went.
 
     Returns:
-        0 for success (`--help` included); 2 after a user's mistake, which is told in one line on stderr (`--debug` adds
-        the traceback); 130 after Ctrl-C. Any other exception is a defect of the program and passes through.
+        The command's own status (None is 0); 0 for `--help`; 2 after a user's mistake or for want of memory, which is
+        told in one line on stderr (`--debug` adds the traceback); 130 after Ctrl-C and 143 after SIGTERM, with a line
+        on how to go on. Any other exception is a defect of the program and passes through.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        command(parse(words))
-    except UserError as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        sys.stderr.write(f"error: {printable(str(error))}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        with _termination_as_exception():
+            return command(parse(words)) or 0
     except SystemExit as leave:
         return int(leave.code or 0)
-    return 0
+    except KeyboardInterrupt:
+        return _say(GO_ON, 130)
+    except Terminated:
+        return _say(GO_ON, 143)
+    except Exception as error:
+        out_of_memory = _is_out_of_memory(error)
+        if not (out_of_memory or isinstance(error, UserError)):
+            raise
+        if "--debug" in words:
+            traceback.print_exc()
+        return _say(f"error: {OUT_OF_MEMORY if out_of_memory else printable(str(error))}", 2)
+
+
+def _say(line: str, status: int) -> int:
+    sys.stderr.write(f"{line}\n")
+    return status
+
+
+@contextlib.contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    """Raise Terminated in the block at SIGTERM, where signals can be handled (in a process's main thread)."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell by name and text, so that torch need not be imported for it."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
+    )

@@ -1,4 +1,4 @@
-"""The one exception class for mistakes that a user can mend, and how such are shown."""
+"""The exception classes that end an image or the command, and are no defect of the program; how such are shown."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,23 @@ class UserError(ValueError):
     The message says what is wrong, where, and how to mend it, in one line (two or three when there is more than one
     remedy). The command prints it on stderr without a traceback and exits with status 2.
     """
+
+
+class ImageError(Exception):
+    """One image cannot be restored, and others can: the command records why, and goes on.
+
+    Args:
+        reason: why, in a line.
+        step: the sampling step at which it showed; None before the first.
+    """
+
+    def __init__(self, reason: str, step: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.step = reason, step
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM). As KeyboardInterrupt, it passes handlers of Exception."""
 
 
 def printable(text: str) -> str:

@@ -8,28 +8,37 @@ from pathlib import Path
 
 from util.errors import UserError
 
+PART = ".part"  # the suffix of a file that is being written
+
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; what was written is flushed to disk and renamed at the block's end.
+def whole_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Yield a path to write to; what was written there is flushed to disk and renamed to ``path`` at the block's end.
 
-    After an error or an interruption inside the block, ``path`` is as it was before.
+    After an error or an interruption inside the block, ``path`` is as it was before. A process that is killed inside it
+    leaves a hidden file of the suffix `PART`.
+
+    Args:
+        path: the file; folders above it are made.
+        scratch: the folder to write in meanwhile, on the same file system; None is the file's own.
 
     Raises:
         UserError: it cannot be written there.
     """
-    beside = path.with_name(f".{uuid.uuid4().hex}.part")
+    folder = scratch or path.parent
+    part = folder / f".{uuid.uuid4().hex}{PART}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        with open(beside, "rb+") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield part
+        with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(part, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            part.unlink()
 
 
 def make_folder(path: Path) -> None:
@@ -44,7 +53,7 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, scratch: Path | None = None) -> None:
     """Write a file in one piece; see `whole_file`."""
-    with whole_file(path) as beside:
-        beside.write_bytes(content)
+    with whole_file(path, scratch) as part:
+        part.write_bytes(content)

@@ -1,9 +1,14 @@
-"""The project's log lines, on stderr and without tearing progress bars."""
+"""The project's log lines, on stderr without tearing progress bars, and in a run's log file."""
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
+
+from util.errors import Terminated, UserError
 
 LOGGER = logging.getLogger("resample")  # the one logger that every module writes to
 
@@ -16,8 +21,51 @@ class _BarHandler(logging.Handler):
         tqdm.write(prefix + self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """Writes each record with its time. A log that cannot be written (a full disk) must not end the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        pass
+
+
+_ON_STDERR = _BarHandler()
+
+
 def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
     """Send log lines to stderr: INFO and up, with ``verbose`` DEBUG too, with ``quiet`` only warnings."""
-    if not LOGGER.handlers:
-        LOGGER.addHandler(_BarHandler())
-    LOGGER.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    LOGGER.addHandler(_ON_STDERR)
+    _ON_STDERR.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@contextmanager
+def log_file(path: Path, title: str) -> Iterator[None]:
+    """Keep the block's log lines (INFO and up, DEBUG where it goes to stderr) in a file too, and how the block ended.
+
+    Args:
+        path: the file; folders above it are made.
+        title: its first line.
+
+    Raises:
+        UserError: the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    LOGGER.addHandler(handler)
+    handler.handle(logging.makeLogRecord({"msg": title, "levelname": "INFO"}))
+    ended = {"msg": "finished", "levelname": "INFO"}
+    try:
+        yield
+    except BaseException as error:
+        expected = isinstance(error, UserError | Terminated | KeyboardInterrupt)
+        ended = {"msg": f"ended by {type(error).__name__} {error}".strip(), "levelname": "ERROR"}
+        ended["exc_info"] = None if expected else sys.exc_info()
+        raise
+    finally:
+        handler.handle(logging.makeLogRecord(ended))
+        LOGGER.removeHandler(handler)
+        handler.close()

@@ -1,28 +1,107 @@
 """What a run was asked to do and made by: the record beside its results, and what is told of it beforehand."""
 
 import hashlib
+import json
 import platform
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
+from util.errors import UserError
 from util.settings import Settings
+from util.yaml_files import load_yaml
 
-CONTROL = ("dry_run", "debug", "verbose", "quiet")  # arguments that leave every result as it is
+if TYPE_CHECKING:
+    import torch
+
+# Arguments that are written down: neither those that leave every result as it is nor those that are in the settings.
+ARGUMENTS = (
+    *("task_config", "preset", "ldm_config", "diffusion_config", "measurement", "device", "resize", "limit"),
+    *("skip_bad", "seed", "n_samples_per_class"),
+)
+# What decides a result, and must be the same in all of a folder.
+DECIDING = (
+    *("settings.", "run.measurement", "run.resize", "run.seed", "run.n_samples_per_class"),
+    *("checkpoint.", "architecture.", "threads"),
+)
+CIRCUMSTANCES = ("device", "versions.")  # decide last digits, and nobody can go back to them easily
 
 
-def record(args: Namespace, settings: Settings, device: torch.device) -> dict[str, Any]:
-    """Return what `settings.yaml` says of a run on a device: settings, arguments and `provenance`, as plain values."""
-    run = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    run = {key: value for key, value in run.items() if key not in CONTROL}
-    run["settings"] = [f"{key}={value}" for key, value in args.settings]
-    return {"settings": asdict(settings), "run": run, **provenance(args.diffusion_config, device)}
+def record(args: Namespace, settings: Settings, device: "torch.device") -> dict[str, Any]:
+    """Return what `settings.yaml` says of a run on a device, as plain values.
+
+    ``threads`` is None where the arguments leave it to what is in the folder, or else to torch.
+    """
+    packages = ("torch", "numpy", "scipy", "scikit-image", "pillow")
+    run = {key: getattr(args, key) for key in ARGUMENTS}
+    return {
+        "settings": asdict(settings),
+        "run": {key: str(value) if isinstance(value, Path) else value for key, value in run.items()},
+        "threads": args.threads,
+        "checkpoint": {"sha256": sha256(args.diffusion_config)},
+        "architecture": {"sha256": sha256(args.ldm_config)},
+        "device": device_name(device),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def device_name(device: "torch.device") -> str:
+    """Return a card's own name, or what kind of device it is."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a `settings.yaml` back; None when there is none.
+
+    Raises:
+        UserError: it is not a run's.
+    """
+    if not path.exists():
+        return None
+    found = load_yaml(path)
+    parts = {"settings": dict, "run": dict, "versions": dict, "checkpoint": dict, "threads": int, "device": str}
+    if not all(isinstance(found.get(key), kind) for key, kind in parts.items()):
+        raise UserError(f"{path} is not the record of a run: give another folder")
+    return found
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], keys: tuple[str, ...] = DECIDING) -> list[str]:
+    """Return in what an earlier run's record differs from another's, a line each, as far as ``keys`` (prefixes) say."""
+    before, now = _flat(found), _flat(json.loads(json.dumps(wanted)))
+    if now["threads"] is None:
+        now["threads"] = before.get("threads")
+    return [
+        f"{key}: {before.get(key, '(not set)')} there, {now.get(key, '(not set)')} now"
+        for key in dict.fromkeys([*before, *now])
+        if key.startswith(keys) and before.get(key, "(not set)") != now.get(key, "(not set)")
+    ]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted keys; tuples become lists, as a file gives them back."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    items = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in tree.items())
+    return {key: leaf for path, value in items for key, leaf in _flat(value, path).items()}
+
+
+def recorded_arguments(folder: Path) -> dict[str, Any]:
+    """Return the arguments that repeat the run in a folder, as text or plain values.
+
+    Raises:
+        UserError: there is no run.
+    """
+    found = read_record(folder / "settings.yaml")
+    if found is None:
+        raise UserError(f"no run in {folder}: looked for settings.yaml")
+    return {key: found["run"].get(key) for key in ARGUMENTS} | {"threads": found["threads"]}
 
 
 def plan(settings: Settings, pictures: Sequence[tuple[str, Path]], samples: int, passes: Mapping[str, int]) -> str:
@@ -50,14 +129,3 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def provenance(checkpoint: Path, device: torch.device) -> dict[str, Any]:
-    """Return what a result depends on besides its settings: versions, device and threads, the checkpoint's SHA-256."""
-    packages = ("torch", "numpy", "scipy", "scikit-image", "pillow")
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "checkpoint": {"path": str(checkpoint), "sha256": sha256(checkpoint)},
-    }

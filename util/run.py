@@ -1,13 +1,13 @@
-"""A run's folder: what is written where, whole or not at all; and the random streams of a run."""
+"""A run's folder: what is written where, whole or not at all, by as many processes as share it."""
 
-import csv
-import hashlib
 import io
 import json
 import os
+import platform
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from util.errors import UserError
+from util import results, sampler_state
+from util.claims import POLL, Claims
+from util.errors import ImageError, UserError
 from util.files import write_whole
 from util.logger import LOGGER
 from util.metrics import psnr, ssim
+from util.record import CIRCUMSTANCES, differences, read_record
+from util.results import FAILED, METRICS, Results, csv_of, has_failed
+from util.sampler_state import Progress
 
 PASSES = ("unet", "decoder_forward", "decoder_backward")
 TRACE = ("step", "timestep", "stage", "iterations", "first_loss", "last_loss", "stop", *PASSES, "seconds")
-PROGRESS_PICTURES = 8
-METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")
-
-
-def random_stream(seed: int, image: str, purpose: str) -> np.random.RandomState:
-    """Return the random numbers of one purpose for one image, the same whatever else is restored beside it."""
-    return np.random.RandomState(np.frombuffer(_digest(seed, image, purpose), dtype=np.uint32))
-
-
-def torch_stream(seed: int, image: str, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """As `random_stream`, for torch."""
-    number = int.from_bytes(_digest(seed, image, purpose)[:8], "little", signed=True)
-    return torch.Generator(device).manual_seed(number)
-
-
-def _digest(*parts: Any) -> bytes:
-    return hashlib.sha256(json.dumps(parts).encode()).digest()
+FOLDERS = ("input", "label", "recon", "progress", "results")
+SETTINGS = "settings.yaml"
+ALL = "run"  # the claim to what belongs to no single image
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
@@ -62,37 +53,164 @@ class RunFolder:
 
     `input/`, `label/` and `recon/` hold one PNG for each restoration, of the same name in each: the measurement, the
     truth and the restoration. `label/<image>.safetensors` is the exact measurement with what the operator drew for it;
-    `progress/<restoration>/` the evolving estimate and `trace.csv`; `metrics.csv` and `settings.yaml` are for all.
+    `progress/<restoration>/` the evolving estimate and `trace.csv`. `results/<restoration>.json` comes last: where it
+    is, all else is there. `metrics.csv` and `failed.csv` are made of these; `settings.yaml` is for all; `log/` has one
+    file for each process. `.claims/` says who works on what, while someone does.
 
     Args:
         root: the folder; it is made when the first file is written.
+        images: names of all images, in the order of the tables.
         samples: restorations of each measurement.
     """
 
-    def __init__(self, root: Path, samples: int = 1) -> None:
-        self.root = root
-        self.samples = samples
-        self._metrics: list[dict[str, Any]] = []
+    def __init__(self, root: Path, images: Sequence[str] = (), samples: int = 1) -> None:
+        self.root, self.images, self.samples = root, images, samples
+        self._results = Results(root / "results")
+        self._claims = Claims(root / ".claims")
+        self._record: dict[str, Any] | None = None  # of the run that was begun
+        self._scratch: Path | None = None  # where the files of the image in hand are written first
 
     def name(self, image: str, sample: int) -> str:
         """Return the name of a restoration: the image's own, with `_s0`, `_s1`, ... where there are several."""
         return image if self.samples == 1 else f"{image}_s{sample}"
 
-    def check(self) -> None:
-        """Check that the folder can be written, without writing.
+    def _names(self) -> Iterator[str]:
+        return (self.name(image, sample) for image in self.images for sample in range(self.samples))
+
+    def log_path(self) -> Path:
+        """Return a file for this process's log: one for each, as machines cannot append to one."""
+        return self.root / "log" / f"{time.strftime('%Y%m%dT%H%M%S')}_{platform.node()}_{os.getpid()}.log"
+
+    # Beginning, and going on.
+
+    def check(self, record: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Check that the folder can be written and holds nothing by other settings, without writing.
+
+        Args:
+            record: of this run, see `util.record.record`.
+            overwrite: results by other settings may be replaced.
 
         Raises:
-            UserError: it cannot.
+            UserError: it cannot, or it does.
         """
         there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
         if not there.is_dir():
             raise UserError(f"cannot write to {self.root}: {there} is a file")
         if not os.access(there, os.W_OK | os.X_OK):
             raise UserError(f"cannot write to {self.root}: no permission to write in {there}")
+        if not overwrite:
+            self._refuse_others(record)
 
-    def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write `settings.yaml`."""
-        write_whole(self.root / "settings.yaml", yaml.safe_dump(dict(settings), sort_keys=False).encode())
+    def begin(self, record: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any]:
+        """Write `settings.yaml`, or find that it is there and say that the run goes on.
+
+        Images that failed before their first step, such as unreadable ones, are to be tried again. With ``overwrite``
+        results by other settings are deleted. Other arguments and exceptions as for `check`.
+
+        Returns:
+            The record in force: threads that were not given are those in the folder, or else torch's own.
+        """
+        with self._claims.wait(ALL) as scratch:
+            found = read_record(self.root / SETTINGS)
+            if found is not None and overwrite and differences(found, record):
+                self._refuse_company()
+                self._clear()
+                found = None
+            self._refuse_others(record)
+            record = dict(record)
+            if found is not None:
+                self._go_on(found, record)
+                record |= {key: found[key] for key in ("device", "versions")}
+            if record["threads"] is None:
+                record["threads"] = found["threads"] if found else torch.get_num_threads()
+            if found != record:
+                content = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+                write_whole(self.root / SETTINGS, content.encode(), scratch)
+        self._record = record
+        return record
+
+    def _refuse_company(self) -> None:
+        others = self._claims.others("images")
+        if others:
+            raise UserError(f"{self.root}: another process works there (on {others[0]}); stop it before --overwrite")
+
+    def _require_own_settings(self) -> None:
+        if self._record is None:
+            return
+        found = read_record(self.root / SETTINGS)
+        if found is None or differences(found, self._record):
+            raise UserError(f"{self.root} was taken over by a run with other settings (--overwrite): this one ends")
+
+    def _refuse_others(self, record: Mapping[str, Any]) -> None:
+        found = read_record(self.root / SETTINGS)
+        lines = differences(found, record) if found is not None else []
+        if lines:
+            raise UserError(
+                f"{self.root} holds a run by other settings; take another --save_dir, or --overwrite to delete it:\n"
+                + "\n".join(f"  {line}" for line in lines)
+            )
+
+    def _clear(self) -> None:
+        LOGGER.info("%s: the results by other settings are deleted", self.root)
+        (self.root / SETTINGS).unlink()  # last to come, first to go: what is half deleted must not look like a run
+        for folder in FOLDERS:
+            if (self.root / folder).is_dir():
+                shutil.rmtree(self.root / folder)
+        for file in ("metrics.csv", "failed.csv"):
+            (self.root / file).unlink(missing_ok=True)
+        self._results = Results(self.root / "results")
+
+    def _go_on(self, found: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        for line in differences(found, record, CIRCUMSTANCES):
+            LOGGER.warning("%s was begun under other circumstances: %s", self.root, line)
+        for name, row in list(self._results.read().items()):
+            if has_failed(row) and row["step"] is None:
+                self._results.forget(name)
+        LOGGER.info("%s: going on; %d restorations are there", self.root, len(self.rows()))
+
+    # The images.
+
+    def samples_left(self, image: str) -> list[int]:
+        """Return which restorations of an image neither are finished nor have failed."""
+        return [sample for sample in range(self.samples) if not self._results.has(self.name(image, sample))]
+
+    def left(self, images: Sequence[str]) -> Iterator[str]:
+        """Yield those of these images that are not finished, each claimed while the caller has it, until all are.
+
+        Those that another process works on are waited for, and taken when it dies. Close the iterator when leaving it
+        early (`contextlib.closing`), so that its claim ends.
+
+        Raises:
+            UserError: another run has taken the folder over.
+        """
+        waiting = list(images)
+        while waiting:
+            others = []
+            for image in waiting:
+                if not self.samples_left(image):
+                    continue
+                with self._claims.take(f"images/{image}") as self._scratch:
+                    if self._scratch is None:
+                        others.append(image)
+                    elif self.samples_left(image):
+                        self._require_own_settings()
+                        yield image
+            if len(others) == len(waiting):
+                time.sleep(POLL)
+            waiting = others
+        self._claims.sweep()
+
+    @contextmanager
+    def failures(self, image: str, samples: Sequence[int]) -> Iterator[None]:
+        """Record an ImageError inside the block as the outcome of these restorations, and go on."""
+        try:
+            yield
+        except ImageError as error:
+            LOGGER.warning("%s: not restored: %s", image, error.reason)
+            for sample in samples:
+                self._finish(image, sample, {"step": error.step, "reason": error.reason})
+
+    # What is written for one.
 
     def write_restoration(
         self, image: str, sample: int, truth: Tensor, measurement: Tensor, restoration: Tensor
@@ -106,88 +224,69 @@ class RunFolder:
         """Write 8-bit pixels (H, W, 3) or (H, W, 1) as `<folder>/<name>.png`."""
         buffer = io.BytesIO()
         Image.fromarray(picture.squeeze()).save(buffer, format="png")
-        write_whole(self.root / folder / f"{name}.png", buffer.getvalue())
+        self._write(f"{folder}/{name}.png", buffer.getvalue())
 
     def write_measurement(self, image: str, tensors: Mapping[str, Tensor], made_by: Mapping[str, Any]) -> None:
         """Write `label/<image>.safetensors`, with the settings that made it in its header."""
         tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         content = save(tensors, metadata={"made_by": json.dumps(made_by)})
-        write_whole(self.root / "label" / f"{image}.safetensors", content)
+        self._write(f"label/{image}.safetensors", content)
 
-    def write_trace(self, image: str, sample: int, events: Sequence[Any]) -> None:
-        """Write what the sampler did (one dataclass instance for each event) as `trace.csv` beside the progress."""
-        path = self.root / "progress" / self.name(image, sample) / "trace.csv"
-        write_whole(path, _csv(TRACE, map(asdict, events)))
+    def write_trace(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what the sampler did as `trace.csv` beside the progress."""
+        self._write(f"progress/{name}/trace.csv", csv_of(TRACE, rows))
+
+    def write_state(self, name: str, progress: Progress) -> None:
+        """Write where a restoration stands, for a later process to go on from."""
+        self._write(state_path(name), sampler_state.encode(*progress))
 
     def add_metrics(
         self, image: str, sample: int, score: tuple[float, float], baseline: tuple[float, float], seconds: float
     ) -> None:
-        """Add a restoration to `metrics.csv`: (PSNR, SSIM) of itself and of the baseline, and the time it took."""
-        self._metrics.append(dict(zip(METRICS, (image, sample, *score, *baseline, seconds), strict=True)))
-        write_whole(self.root / "metrics.csv", _csv(METRICS, self._metrics))
+        """Finish a restoration: (PSNR, SSIM) of itself and of the baseline, and the time it took."""
+        self._finish(image, sample, dict(zip(METRICS[2:], (*score, *baseline, seconds), strict=True)))
         LOGGER.info("%s: %.2f dB, baseline %.2f dB, %.1f s", self.name(image, sample), score[0], baseline[0], seconds)
+
+    def _finish(self, image: str, sample: int, outcome: Mapping[str, Any]) -> None:
+        name = self.name(image, sample)
+        (self.root / state_path(name)).unlink(missing_ok=True)
+        self._write(f"results/{name}.json", results.encode({"image": image, "sample": sample, **outcome}))
+
+    def _write(self, path: str, content: bytes) -> None:
+        write_whole(self.root / path, content, self._scratch)
+
+    # The tables.
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what there is of each restoration, in the images' order, whoever made it and when."""
+        found = self._results.read()
+        return [found[name] for name in self._names() if name in found]
+
+    def write_tables(self) -> None:
+        """Write `metrics.csv`, and `failed.csv` where something failed."""
+        with self._claims.wait(ALL) as scratch:  # else another's, made before ours, might be written after
+            good, failed = ([row for row in self.rows() if has_failed(row) == bad] for bad in (False, True))
+            write_whole(self.root / "metrics.csv", csv_of(METRICS, good), scratch)
+            if failed:
+                write_whole(self.root / "failed.csv", csv_of(FAILED, failed), scratch)
+            else:
+                (self.root / "failed.csv").unlink(missing_ok=True)
+
+    def has_failures(self, images: Sequence[str]) -> bool:
+        """Tell whether a restoration of one of these images has failed."""
+        return any(has_failed(row) and row["image"] in images for row in self.rows())
 
     def table(self) -> str:
         """Return the means over all restorations beside the baseline's, as text."""
-        mean = {key: float(np.mean([row[key] for row in self._metrics])) for key in METRICS[2:]}
-        return (
-            f"{'':12s} {'PSNR/dB':>8s} {'SSIM':>7s}\n"
-            f"{'baseline':12s} {mean['baseline_psnr']:8.2f} {mean['baseline_ssim']:7.3f}\n"
-            f"{'restoration':12s} {mean['psnr']:8.2f} {mean['ssim']:7.3f}\n"
-            f"{len(self._metrics)} restorations, {mean['seconds']:.1f} s each, in {self.root}"
-        )
+        rows = self.rows()
+        good = [row for row in rows if not has_failed(row)]
+        more = f"\n{len(rows) - len(good)} failed: see {self.root / 'failed.csv'}" if len(good) < len(rows) else ""
+        return f"{results.table(good)}, in {self.root}{more}"
 
 
-class Recorder:
-    """Follows one restoration: keeps the sampler's events, and writes its estimate at a few steps as pictures.
-
-    Used as a context manager around the restoration, whose duration is then in `seconds`.
-
-    Args:
-        run: where pictures go, as `progress/<name>/step_<step>.png`.
-        name: the restoration's name.
-        steps: sampling steps of the run.
-        decode: latents (1, C, h, w) to images (1, 3, H, W) in [-1, 1].
-    """
-
-    def __init__(self, run: RunFolder, name: str, steps: int, decode: Callable[[Tensor], Tensor]) -> None:
-        self.events: list[Any] = []
-        self.seconds = 0.0
-        self._run, self._name, self._decode = run, name, decode
-        self._chosen = {round(part * (steps - 1) / (PROGRESS_PICTURES - 1)) for part in range(PROGRESS_PICTURES)}
-
-    def __enter__(self) -> "Recorder":
-        self.seconds = -time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter()
-
-    def event(self, event: Any) -> None:
-        """Keep an event of the sampler (see `TRACE` for its attributes)."""
-        self.events.append(event)
-        cells = {key: _cell(getattr(event, key)) for key in TRACE}
-        LOGGER.debug("%s: %s", self._name, " ".join(f"{key}={cell}" for key, cell in cells.items() if cell))
-
-    def estimate(self, latent: Tensor, step: int) -> None:
-        """Write the estimate of the clean latent (1, C, h, w) after a step, if it is one of the chosen ones."""
-        if step in self._chosen:
-            self._run.write_picture(f"progress/{self._name}", f"step_{step:04d}", to_uint8(self._decode(latent)))
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow(_cell(row[key]) for key in columns)
-    return text.getvalue().encode()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return format(value, ".6g") if isinstance(value, float) else str(value)
+def state_path(name: str) -> str:
+    """Return where in a run's folder the state of a restoration in progress is."""
+    return f"progress/{name}/state.safetensors"
 
 
 def read_measurement(folder: Path, image: str, made_by: Mapping[str, Any]) -> dict[str, Tensor]:

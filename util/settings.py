@@ -148,10 +148,14 @@ def read_settings(args: Namespace) -> Settings:
     Raises:
         UserError: as `resolve`, and for a file that cannot be read.
     """
-    layers = [(str(args.task_config), load_yaml(args.task_config))]
-    if args.preset is not None:
-        preset = find_preset(args.preset)
-        layers.append((str(preset), load_yaml(preset)))
+    if args.from_run is not None:
+        path = args.from_run / "settings.yaml"
+        layers = [(str(path), load_yaml(path)["settings"])]
+    else:
+        layers = [(str(args.task_config), load_yaml(args.task_config))]
+        if args.preset is not None:
+            preset = find_preset(args.preset)
+            layers.append((str(preset), load_yaml(preset)))
     layers.append(("command line", from_words(args.settings)))
     explicit = {key: getattr(args, key) for key in ("ddim_steps", "ddim_eta", "ddim_scale", "precision")}
     layers.append(("command line", {key: value for key, value in explicit.items() if value is not None}))

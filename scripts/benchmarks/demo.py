@@ -1,6 +1,7 @@
 """Whole restorations by given presets: time and quality side by side."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ def restore(preset: str, task: Path, folder: Path, words: Sequence[str]) -> dict
     Args:
         preset: name or file.
         task: the task file.
-        folder: where the run's files go.
+        folder: where the run's files go; those of an earlier run are deleted, as it would not be run again.
         words: further words for the command.
 
     Raises:
@@ -29,6 +30,7 @@ def restore(preset: str, task: Path, folder: Path, words: Sequence[str]) -> dict
     command += ["--ldm_config", ROOT / "configs/latent-diffusion/demo-ldm-vq-4.yaml"]
     command += ["--diffusion_config", ROOT / "models/demo/model.safetensors", "--data", ROOT / "data/demo"]
     command += ["--save_dir", folder, "--quiet", *words]
+    shutil.rmtree(folder, ignore_errors=True)
     if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
         raise UserError(f"the restoration of {task.stem} by preset {preset} failed: see above")
     with open(folder / "metrics.csv", newline="") as file:

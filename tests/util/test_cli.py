@@ -1,13 +1,15 @@
 """The argument parser: published defaults, mistakes in one line, and a quick start."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from util.cli import exit_status, parse_args
-from util.errors import UserError
+from util.errors import Terminated, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +30,12 @@ def test_steps_eta_and_scale_are_none_until_given_so_that_a_preset_may_set_them(
     assert (args.ddim_steps, args.ddim_eta, args.ddim_scale) == (20, 0.5, 3.0)
 
 
+def test_under_torchrun_each_process_takes_its_own_card(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert parse_args([]).gpu == 3
+    assert parse_args(["--gpu", "1"]).gpu == 1
+
+
 def test_words_may_stand_between_arguments():
     args = parse_args(["a.b=1", "--seed", "3", "c=x=y", "--quiet", "d=-1"])
     assert args.settings == [("a.b", "1"), ("c", "x=y"), ("d", "-1")]
@@ -42,6 +50,13 @@ def test_words_may_stand_between_arguments():
         (["--seed", "x"], "--seed: expected a whole number, 0 or more, got 'x'"),
         (["--seed", "-1"], "--seed"),
         (["--limit", "0"], "--limit: expected a whole number, 1 or more"),
+        (["--shard", "0/3"], "--shard: expected I/N, from 1/N to N/N, got '0/3'"),
+        (["--shard", "4/3"], "--shard"),
+        (["--shard", "1/2/3"], "--shard"),
+        (["--shard", "x"], "--shard"),
+        (["--checkpoint_minutes", "-1"], "--checkpoint_minutes: expected minutes"),
+        (["--checkpoint_minutes", "nan"], "--checkpoint_minutes"),
+        (["--threads", "0"], "--threads: expected a whole number from 1 to 1024"),
         (["--n_samples_per_class", "1.5"], "--n_samples_per_class"),
         (["--ddim_steps", "many"], "--ddim_steps"),
         (["--device", "tpu"], "'cuda'"),
@@ -71,13 +86,31 @@ def test_exit_status_of_the_ways_to_end(capsys):
 
         return command
 
-    assert exit_status(lambda args: None, []) == 0
+    assert exit_status(lambda args: 0, []) == 0
+    assert exit_status(lambda args: 1, []) == 1
     assert exit_status(stop(UserError("no such thing")), []) == 2
     assert capsys.readouterr().err == "error: no such thing\n"
-    assert exit_status(stop(KeyboardInterrupt()), []) == 130
-    assert capsys.readouterr().err == ""
+    for error, status in ((KeyboardInterrupt(), 130), (Terminated(), 143)):
+        assert exit_status(stop(error), []) == status
+        assert "the same command goes on" in capsys.readouterr().err
+    assert exit_status(stop(MemoryError()), []) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory")
     with pytest.raises(ZeroDivisionError):  # a defect of the program keeps its traceback
         exit_status(stop(ZeroDivisionError()), [])
+
+
+def test_what_torch_says_without_memory_is_one_line(capsys):
+    def command(args):
+        torch.empty(1 << 50)
+
+    assert exit_status(command, []) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_sigterm_ends_the_command_and_is_handled_as_before_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_status(lambda args: signal.raise_signal(signal.SIGTERM), []) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_debug_shows_the_traceback(capsys):
@@ -89,15 +122,16 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_help_shows_defaults_and_runnable_examples(capsys):
-    assert exit_status(lambda args: None, ["--help"]) == 0
+    assert exit_status(lambda args: 0, ["--help"]) == 0
     out = capsys.readouterr().out
     for text in ("500", "configs/tasks/gaussian_deblur_config.yaml", "examples:", "--preset demo", "./results"):
         assert text in out
     commands = out.partition("examples:")[2].replace("\\\n", " ").splitlines()
     commands = [line.split() for line in commands if line.strip().startswith("python")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
-        parse_args(command[2:])
+        if "--from" not in command:  # that reads the folder of the example before it
+            parse_args(command[2:])
 
 
 def test_the_parser_needs_nothing_heavy():

@@ -1,41 +1,16 @@
-"""The run's folder and its random streams."""
+"""The run's folder."""
 
 import csv
+import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from util.errors import UserError
-from util.run import (
-    METRICS,
-    RunFolder,
-    random_stream,
-    read_measurement,
-    to_uint8,
-    torch_stream,
-)
-
-
-def test_streams_differ_by_seed_image_and_purpose_and_repeat():
-    keys = [(0, "a", "noise"), (1, "a", "noise"), (0, "b", "noise"), (0, "a", "operator"), (0, "an", "oise")]
-    draws = [tuple(random_stream(*key).randn(4)) for key in keys]
-    assert len(set(draws)) == len(keys)
-    assert draws == [tuple(random_stream(*key).randn(4)) for key in keys]
-    draws = [tuple(torch.randn(4, generator=torch_stream(*key)).tolist()) for key in keys]
-    assert len(set(draws)) == len(keys)
-    assert draws == [tuple(torch.randn(4, generator=torch_stream(*key)).tolist()) for key in keys]
-
-
-def test_streams_leave_global_random_state_alone():
-    torch.manual_seed(3)
-    np.random.seed(3)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    random_stream(0, "a", "noise").randn(3)
-    torch.randn(3, generator=torch_stream(0, "a", "solver"))
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1])
+from util.errors import ImageError, UserError
+from util.results import METRICS
+from util.run import RunFolder, read_measurement, to_uint8
 
 
 def test_eight_bits_clip_and_never_stretch():
@@ -62,15 +37,129 @@ def test_pictures_are_lossless(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "recon" / "one, ä.png")), pixels)
 
 
-def test_metrics_have_exactly_the_columns(tmp_path):
-    run = RunFolder(tmp_path)
-    run.add_metrics("a,b", 0, (30.0, 0.9), (28.0, 0.8), 1.0)
-    run.add_metrics("c", 0, (20.0, 0.7), (28.0, 0.8), 1.0)
+def record(**changes):
+    versions = {"settings": {"steps": 3}, "run": {"seed": 0}, "checkpoint": {"sha256": "0"}, "device": "cpu"}
+    return {**versions, "versions": {"torch": "2"}, "threads": 1, **changes}
+
+
+def finish(run, image, psnr=30.0):
+    run.add_metrics(image, 0, (psnr, 0.9), (28.0, 0.8), 1.0)
+
+
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_tables_have_exactly_the_columns_and_the_images_order(tmp_path):
+    run = RunFolder(tmp_path, ["c", "a,b", "d"])
+    finish(run, "a,b")
+    finish(RunFolder(tmp_path, run.images), "c", 20.0)  # another process's
+    run.write_tables()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert lines[0] == "image,sample,psnr,ssim,baseline_psnr,baseline_ssim,seconds" == ",".join(METRICS)
-    assert [line["image"] for line in csv.DictReader(lines)] == ["a,b", "c"]
+    assert [row["image"] for row in table(tmp_path / "metrics.csv")] == ["c", "a,b"]
+    assert not (tmp_path / "failed.csv").exists()
     assert "25.00" in run.table()
     assert "28.00" in run.table()
+
+
+def test_an_image_that_fails_ends_alone_and_is_named(tmp_path):
+    run = RunFolder(tmp_path, ["a", "b"])
+    for image in run.left(["a", "b"]):
+        with run.failures(image, run.samples_left(image)):
+            if image == "a":
+                raise ImageError("the latent is not finite", 7)
+            finish(run, image)
+    run.write_tables()
+    assert table(tmp_path / "failed.csv") == [
+        {"image": "a", "sample": "0", "step": "7", "reason": "the latent is not finite"}
+    ]
+    assert [row["image"] for row in table(tmp_path / "metrics.csv")] == ["b"]
+    assert run.has_failures(["a", "b"])
+    assert not run.has_failures(["b"])
+    assert "1 failed" in run.table()
+
+
+def test_what_failed_before_its_first_step_is_tried_again(tmp_path):
+    run = RunFolder(tmp_path, ["a", "b"])
+    run.begin(record())
+    for image, step in (("a", None), ("b", 3)):
+        with run.failures(image, [0]):
+            raise ImageError("why", step)
+    run.write_tables()
+    again = RunFolder(tmp_path, ["a", "b"])
+    again.begin(record())
+    assert list(again.left(["a", "b"])) == ["a"] == [image for image in ("a", "b") if again.samples_left(image)]
+
+
+def test_other_settings_are_refused_with_what_differs_unless_overwritten(tmp_path):
+    RunFolder(tmp_path).begin(record())
+    run = RunFolder(tmp_path, ["a"])
+    finish(run, "a")
+    other = record(settings={"steps": 4})
+    for refuse in (run.check, run.begin):
+        with pytest.raises(UserError, match=r"--overwrite[^\n]*\n  settings.steps: 3 there, 4 now$"):
+            refuse(other)
+    run.begin(record(), overwrite=True)
+    assert run.samples_left("a") == []  # by the same settings: nothing is deleted
+    run.begin(other, overwrite=True)
+    assert run.samples_left("a") == [0]
+    run.check(other)
+
+
+def test_a_folder_is_not_overwritten_while_another_process_works_there(tmp_path):
+    at_work, other = RunFolder(tmp_path, ["a", "b"]), RunFolder(tmp_path, ["a", "b"])
+    at_work.begin(record())
+    images = at_work.left(["a", "b"])
+    assert next(images) == "a"
+    other._claims.expiry = 0.1
+    with pytest.raises(UserError, match=r"another process works there \(on a\)"):
+        other.begin(record(settings={"steps": 4}), overwrite=True)
+    finish(at_work, "a")
+    assert next(images) == "b"
+    images.close()
+    other.begin(record(settings={"steps": 4}), overwrite=True)
+    with pytest.raises(UserError, match="was taken over by a run with other settings"):
+        list(at_work.left(["b"]))
+    assert list(other.left(["b"])) == ["b"]
+
+
+def test_threads_that_are_not_given_are_the_folders(tmp_path):
+    assert RunFolder(tmp_path / "new").begin(record(threads=None))["threads"] == torch.get_num_threads()
+    RunFolder(tmp_path / "old").begin(record(threads=7))
+    assert RunFolder(tmp_path / "old").begin(record(threads=None))["threads"] == 7
+    with pytest.raises(UserError, match="threads: 7 there, 8 now"):
+        RunFolder(tmp_path / "old").check(record(threads=8))
+
+
+def test_processes_share_images_out_and_wait_for_one_another(tmp_path):
+    images = list("abcdefgh")
+    done = []
+
+    def work(number):
+        run = RunFolder(tmp_path, images)
+        for image in run.left(images):
+            done.append((number, image))
+            finish(run, image)
+            run.write_tables()
+        assert not any(run.samples_left(image) for image in images)
+
+    workers = [threading.Thread(target=work, args=[number]) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(image for _, image in done) == images
+    assert [row["image"] for row in table(tmp_path / "metrics.csv")] == images
+    assert {path.name for path in tmp_path.iterdir()} == {"results", "metrics.csv"}
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    run = RunFolder(tmp_path, ["a"])
+    finish(run, "a")
+    (tmp_path / "results" / "a.json").write_text("{")
+    with pytest.raises(UserError, match=r"a\.json is damaged"):
+        RunFolder(tmp_path, ["a"]).rows()
 
 
 def test_measurements_come_back_exactly(tmp_path):

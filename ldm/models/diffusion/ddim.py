@@ -133,6 +133,8 @@ class DDIMSampler:
         log_every_t: int = 100,
         initial: Tensor | None = None,
         operator_state: Mapping[str, Tensor] | None = None,
+        done: int = 0,
+        state_callback: Callable[[Tensor, int], Any] | None = None,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Sample latents whose images explain a measurement ``y = A(x) + noise``.
 
@@ -153,6 +155,9 @@ class DDIMSampler:
             initial: a first guess at the images, (batch_size or 1, 3, H, W), for settings with ``start`` below 1.
             operator_state: what the operator drew for each image, tensors (batch_size or 1, ...): keywords for
                 operator_fn and measurement_cond_fn.
+            done: how many steps an earlier call has done; x_T is then what they led to.
+            state_callback: receives the latents and the number of steps done, once a step: with the generator's state
+                all that a later call needs to go on to the same result.
 
         Returns:
             The restored latents, and intermediate ones as `sample` gives.
@@ -168,7 +173,8 @@ class DDIMSampler:
         if isinstance(generator, Sequence) and len(generator) != batch_size:
             raise UserError(f"{len(generator)} generators for a batch of {batch_size}: must be one, or one each")
         z = _start(x_T, batch_size, shape, measurement, conditioning, generator)
-        watch = Watch(self.schedule, callback, img_callback, log_every_t, verbose, passes_of(self.model))
+        counter = passes_of(self.model)
+        watch = Watch(self.schedule, callback, img_callback, log_every_t, verbose, counter, done, state_callback)
         z = solve(
             self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator),
             InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma, initial, operator_state or {}),

@@ -134,6 +134,8 @@ class Watch:
         log_every_t: ``intermediates`` keep the first step and every one whose index this divides.
         progress: show a bar on stderr.
         passes: counts the passes of the model that is sampled.
+        done: steps that are done already: the run begins after them.
+        state_callback: receives the latent (B, C, h, w) and the number of steps done, once a step.
     """
 
     def __init__(
@@ -144,7 +146,10 @@ class Watch:
         log_every_t: int = 100,
         progress: bool = False,
         passes: PassCounter | None = None,
+        done: int = 0,
+        state_callback: Callable[[Tensor, int], Any] | None = None,
     ):
+        self.done, self.state_callback = done, state_callback
         self.schedule, self.callback, self.img_callback = schedule, callback, img_callback
         self.log_every_t, self.progress = log_every_t, progress
         self.intermediates: dict[str, list[Tensor]] = {"x_inter": [], "pred_x0": []}
@@ -153,9 +158,9 @@ class Watch:
         self.spent = {sample: self.passes.of(sample) for sample in self.passes.images()}
 
     def steps(self, first_index: int | None = None) -> Iterator[tuple[int, int]]:
-        """(step, index) of each step: 0 .. S-1 and S-1 .. 0; those before ``first_index`` are left out."""
+        """(step, index) of each step: 0 .. S-1 and S-1 .. 0; those before ``first_index``, or done, are left out."""
         total = len(self.schedule)
-        first = 0 if first_index is None else total - 1 - first_index
+        first = max(self.done, 0 if first_index is None else total - 1 - first_index)
         with tqdm(range(first, total), disable=not self.progress, desc="sampling", leave=None, dynamic_ncols=True) as self.bar:
             for step in self.bar:
                 yield step, total - 1 - step
@@ -204,3 +209,5 @@ class Watch:
         if self.img_callback is not None:
             with self.passes.counting_for(()):
                 self.img_callback(x0, step)
+        if self.state_callback is not None:
+            self.state_callback(z, step + 1)

@@ -44,7 +44,7 @@ def sample_resample(
     for sigma in problem.sigmas(len(z)):
         settings.check_noise_level(sigma)
     first = settings.first_index(len(prior.schedule))
-    if first < len(prior.schedule) - 1:
+    if first < len(prior.schedule) - 1 and not watch.done:
         z = diffused_guess(prior, problem, z, first)
     for step, index in watch.steps(first):
         # DDIM step, towards the measurement.

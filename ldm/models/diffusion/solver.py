@@ -10,10 +10,12 @@ from torch import Generator, Tensor
 
 from ldm.models.diffusion.cost import Cost, most_passes
 from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.finite import finite_estimates, finite_events, require_finite
 from ldm.models.diffusion.guidance import guidance
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, get_sampler
 from ldm.models.diffusion.refine import refine
 from ldm.models.diffusion.resample_settings import ResampleSettings
+from util.sampler_state import SamplerState
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -63,12 +65,26 @@ class Solver:
         callback: Callable[[TraceEvent], Any] | None = None,
         img_callback: Callable[[Tensor, int], Any] | None = None,
         progress: bool = False,
+        resume: SamplerState | None = None,
+        keep: Callable[[SamplerState], Any] | None = None,
     ) -> Tensor:
         """Sample images of ``shape`` (B, 3, H, W) that explain B measurements (`InverseProblem.stack`); in [-1, 1], not
         clipped.
 
-        Args as for `DDIMSampler.posterior_sampler`; ``progress`` shows a bar.
+        Args as for `DDIMSampler.posterior_sampler`; ``progress`` shows a bar; ``keep`` receives the state after each
+        step, and ``resume`` is one to go on from, to the same result: both for a single image and
+        its generator.
+
+        Raises:
+            ImageError: a loss, a latent or the image is not finite.
         """
+        callback, img_callback = finite_events(callback), finite_estimates(img_callback)
+
+        def keep_state(latent: Tensor, done: int) -> None:
+            keep(SamplerState(done, latent, generator.get_state()))
+
+        if resume is not None:
+            generator.set_state(resume.generator)
         latent, _ = DDIMSampler(model).posterior_sampler(
             problem.measurement,
             problem.condition_fn,
@@ -86,23 +102,27 @@ class Solver:
             noise_sigma=problem.noise_sigma,
             initial=problem.initial,
             operator_state=problem.state,
+            x_T=None if resume is None else resume.latent,
+            done=0 if resume is None else resume.done,
+            state_callback=None if keep is None else keep_state,
             **guidance(model, self.class_label, self.guidance_scale, shape[0]),
         )
         # The image that was fitted: through the codebook, or without where the last optimisation left it out.
         image = model.decode_first_stage(latent, force_not_quantize=not self.settings.quantise)
+        require_finite(image, "image", self.steps)
         if self.settings.refine is None:
             return image
         refined = [self._refine(problem, image, sample, callback) for sample in range(len(image))]
         return torch.cat(refined)
 
     def _refine(
-        self, problem: InverseProblem, image: Tensor, sample: int, callback: Callable[[TraceEvent], Any] | None
+        self, problem: InverseProblem, image: Tensor, sample: int, callback: Callable[[TraceEvent], Any]
     ) -> Tensor:
         """One of a batch's images (B, 3, H, W), refined: (1, 3, H, W)."""
         started = time.perf_counter()
         minimum = refine(problem.select([sample], len(image)), image[sample : sample + 1], self.settings.refine)
-        if callback is not None:
-            losses, stop = minimum.losses[0], minimum.stops[0]
-            seconds = time.perf_counter() - started
-            callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds, sample))
+        losses, stop = minimum.losses[0], minimum.stops[0]
+        seconds = time.perf_counter() - started
+        callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds, sample))
+        require_finite(minimum.x, "image", self.steps)
         return minimum.x

@@ -1,0 +1,46 @@
+"""Helps to compare the folders of runs byte for byte, and to run the command in processes that can be killed."""
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import torch
+
+from sample_condition import main
+
+
+def snapshot(folder: Path) -> dict[str, object]:
+    """Return every file's bytes by its path (None for a folder), without the times that things took and the logs."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: None if path.is_dir() else _without_seconds(name, path.read_bytes())
+        for name, path in found.items()
+        if name.partition("/")[0] != "log"
+    }
+
+
+def _without_seconds(path: str, content: bytes) -> object:
+    if path.endswith(".csv"):
+        rows = list(csv.reader(io.StringIO(content.decode())))
+        kept = [place for place, column in enumerate(rows[0]) if column != "seconds"]
+        return [[row[place] for place in kept] for row in rows]
+    if path.startswith("results/"):
+        return {key: value for key, value in json.loads(content).items() if key != "seconds"}
+    return content
+
+
+def start(words: list[str]) -> multiprocessing.Process:
+    """Run the command in a process of its own, forked from one that has imported all and holds no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.runs", "skimage.metrics", "scipy.interpolate", "scipy.spatial"])
+    process = context.Process(target=_main, args=(words,))
+    process.start()
+    return process
+
+
+def _main(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    os._exit(main(words))

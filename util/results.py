@@ -1,0 +1,94 @@
+"""What came of each restoration: a small file for each, and the tables that are made of them."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from util.errors import UserError
+
+METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")
+FAILED = ("image", "sample", "step", "reason")
+
+
+class Results:
+    """The files `<folder>/<restoration>.json`, one for each that is finished or has failed.
+
+    A file holds a row of `metrics.csv`, or one of `failed.csv` where there is a ``reason``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Return the rows by the restorations' names: all that any process has written by now.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
+            if path.stem not in self._rows:
+                self._rows[path.stem] = _read(path)
+        return self._rows
+
+    def has(self, name: str) -> bool:
+        """Tell whether a restoration is finished, or has failed."""
+        return name in self._rows or (self.folder / f"{name}.json").is_file()
+
+    def forget(self, name: str) -> None:
+        """Delete what is known of a restoration."""
+        self._rows.pop(name, None)
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
+
+def encode(row: Mapping[str, Any]) -> bytes:
+    """Return a row as the content of its file."""
+    return json.dumps(row, indent=1).encode()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(path.read_bytes())
+        return {column: row[column] for column in (FAILED if "reason" in row else METRICS)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: delete it, and its restoration is made again ({error!r})") from error
+
+
+def has_failed(row: Mapping[str, Any]) -> bool:
+    """Tell a row of `failed.csv` from one of `metrics.csv`."""
+    return "reason" in row
+
+
+def csv_of(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return rows as CSV under their columns' names."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(cell(row[key]) for key in columns)
+    return text.getvalue().encode()
+
+
+def cell(value: Any) -> str:
+    """Return a value as it stands in a CSV: floats with six digits, nothing for None."""
+    if value is None:
+        return ""
+    return format(value, ".6g") if isinstance(value, float) else str(value)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the means of rows with metrics beside the baseline's, as text."""
+    if not rows:
+        return "no restorations"
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in METRICS[2:]}
+    return (
+        f"{'':12s} {'PSNR/dB':>8s} {'SSIM':>7s}\n"
+        f"{'baseline':12s} {mean['baseline_psnr']:8.2f} {mean['baseline_ssim']:7.3f}\n"
+        f"{'restoration':12s} {mean['psnr']:8.2f} {mean['ssim']:7.3f}\n"
+        f"{len(rows)} restorations, {mean['seconds']:.1f} s each"
+    )

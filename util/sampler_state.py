@@ -1,0 +1,59 @@
+"""Where a restoration stands between two steps, and the file that keeps it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+class SamplerState(NamedTuple):
+    """All that the rest of a restoration depends on, besides the measurement and the settings.
+
+    Attributes:
+        done: steps that are done.
+        latent: what they led to, (1, C, h, w).
+        generator: the noise source's state (`torch.Generator.get_state`).
+    """
+
+    done: int
+    latent: Tensor
+    generator: Tensor
+
+
+class Progress(NamedTuple):
+    """A state, the rows of the trace until then, and the seconds that it took."""
+
+    state: SamplerState
+    trace: list[dict[str, Any]]
+    seconds: float
+
+
+def encode(state: SamplerState, trace: Sequence[Mapping[str, Any]], seconds: float) -> bytes:
+    """Return a file's content (safetensors) from which `read` makes these again."""
+    latent = state.latent.detach().cpu()
+    tensors = {"latent": latent.contiguous(), "generator": state.generator}
+    channels_last = not latent.is_contiguous() and latent.is_contiguous(memory_format=torch.channels_last)
+    about = {"done": state.done, "channels_last": channels_last, "trace": list(trace), "seconds": seconds}
+    return save(tensors, metadata={"progress": json.dumps(about)})
+
+
+def read(path: Path, generator: torch.Generator) -> Progress | None:
+    """Read what was kept for a restoration with this generator; None when nothing fit was."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["progress"])
+            latent, state = file.get_tensor("latent"), file.get_tensor("generator")
+        if state.shape != generator.get_state().shape:  # of another kind of device
+            return None
+        # The layout decides which kernels compute, and so the last digits.
+        layout = torch.channels_last if about["channels_last"] else torch.contiguous_format
+        latent = latent.to(generator.device).contiguous(memory_format=layout)
+        kept = SamplerState(about["done"], latent, state)
+        return Progress(kept, about["trace"], about["seconds"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
