@@ -182,6 +182,7 @@ def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Im
         raise UserError(f"{shown}: no such file")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of odd metadata; what matters is raised as well
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
                 yield image

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.pictures import decode_picture
 from ldm_inverse.task import Task
 from util.cli import Parser, add_debug, exit_status
 from util.errors import UserError
@@ -26,6 +26,7 @@ from util.files import write_whole
 from util.run import read_measurement, to_uint8
 from util.yaml_files import load_yaml
 
+MEANS = ("psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")
 COLUMNS = ("truth", "measurement", "baseline", "restoration")
 
 
@@ -54,8 +55,14 @@ def read_run(folder: Path) -> Run:
     except OSError as error:
         raise UserError(f"{folder} is no finished run: {error.strerror}: metrics.csv") from error
     if not metrics:
-        raise UserError(f"{folder} has no restorations: see its failed.csv")
-    return Run(folder, metrics)
+        raise UserError(f"{folder} is no finished run: metrics.csv is empty (failed.csv may say why)")
+    run = Run(folder, metrics)
+    try:
+        for column in MEANS:
+            run.mean(column)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} is no finished run: metrics.csv lacks numbers: {error}") from error
+    return run
 
 
 def table(runs: list[Run]) -> str:
@@ -75,13 +82,21 @@ def panels(run: Run, row: dict[str, str]) -> list[np.ndarray]:
     """Return the pictures (H, W, 3) of `COLUMNS` for one row of a run's metrics; the baseline is computed anew."""
     several = any(other["sample"] != "0" for other in run.metrics)
     name = f"{row['image']}_s{row['sample']}" if several else row["image"]
-    truth, measured, restored = (
-        np.asarray(Image.open(run.folder / kind / f"{name}.png").convert("RGB")) for kind in ("label", "input", "recon")
-    )
-    task = Task(**load_yaml(run.folder / "settings.yaml")["settings"]["measurement"])
+    truth, measured, restored = (_pixels(run.folder / kind / f"{name}.png") for kind in ("label", "input", "recon"))
+    try:
+        task = Task(**load_yaml(run.folder / "settings.yaml")["settings"]["measurement"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run.folder} is no finished run: settings.yaml lacks the measurement: {error}") from error
     image = torch.zeros(1, 3, *truth.shape[:2])
     measurement = task.accept(read_measurement(run.folder / "label", row["image"], task.settings), image)
     return [truth, measured, to_uint8(task.baseline(measurement, image.shape)), restored]
+
+
+def _pixels(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(decode_picture(str(path), path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def draw(runs: list[Run], path: Path) -> None:

@@ -26,6 +26,9 @@ class Operator(nn.Module):
 
     linear: ClassVar[bool] = False
 
+    def __init__(self) -> None:
+        super().__init__()  # without nn.Module's **kwargs: an operator that takes no settings refuses them by name
+
     def check_draw(self) -> None:
         """Check that `draw` can draw something; by default it can.
 

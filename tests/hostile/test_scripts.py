@@ -76,6 +76,18 @@ def spoil(config, path, value=None):
     return config
 
 
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [("", "empty"), ("image,sample\n", "empty"), ("psnr\n1\n", "ssim"), ("psnr,ssim\nhigh,1\n", "high")],
+)
+def test_a_folder_that_is_no_run_is_not_shown(metrics, message, told, tmp_path):
+    (tmp_path / "metrics.csv").write_text(metrics)
+    err = told("overview", tmp_path, "--save", tmp_path / "o.png")
+    assert "is no finished run" in err
+    assert message in err
+    assert not (tmp_path / "o.png").exists()
+
+
 KEYS = ["init", "whitening", "trainable", "learning_rate", "ema_decay", "stages"]
 IN_THE_BLOCK = [
     ("training", None, "training.autoencoder"),

@@ -146,6 +146,7 @@ OPERATORS = [
     ({**SUPER, "scale_factor": 0}, "scale_factor"),
     ({**SUPER, "scale_factor": 4000}, "scale_factor"),
     ({**SUPER, "in_shape": 3}, "in_shape"),
+    ({"name": "noise", "scale_factor": 4}, "scale_factor"),
     ({"name": "inpainting"}, "inpainting has no mask_type"),
     ({"name": "phase_retrieval", "oversample": 1e9}, "oversample"),
     ({"name": "nonlinear_blur", "opt_yml_path": "nowhere.yml"}, "nowhere.yml"),
