@@ -1,14 +1,13 @@
 """Train a first stage or a latent prior on any folder or zip of pictures."""
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.argument_types import whole_number
+from util.argument_types import minutes, whole_number
 from util.cli import Parser, add_debug, exit_status
 
 EXAMPLES = """examples:
@@ -42,17 +41,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if (args.stage == "diffusion") != (args.first_stage is not None):
         parser.error("--first_stage goes with --stage diffusion, and is needed there")
     return args
-
-
-def minutes(text: str) -> float:
-    """Argument type: a finite number, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected minutes, 0 or more, got {text!r}")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
