@@ -68,9 +68,9 @@ def restore_images(args: Namespace) -> int:
 
 def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: "RunFolder", name: str) -> None:
     """Measure a picture, restore the measurement as often as is left to do, and write what came out."""
+    from util.metrics import score
     from util.processes import rank
     from util.recorder import Recorder
-    from util.run import score
     from util.streams import torch_stream
 
     truth = job.picture(name)

@@ -23,7 +23,8 @@ from ldm_inverse.task import Task
 from util.cli import Parser, add_debug, exit_status
 from util.errors import UserError
 from util.files import write_whole
-from util.run import read_measurement, to_uint8
+from util.metrics import to_uint8
+from util.run import read_measurement
 from util.yaml_files import load_yaml
 
 MEANS = ("psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")

@@ -1,6 +1,8 @@
 """How near a restoration is to the truth. scikit-image computes; here its settings are fixed."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def psnr(truth: np.ndarray, image: np.ndarray) -> float:
@@ -27,3 +29,15 @@ def ssim(truth: np.ndarray, image: np.ndarray) -> float:
     from skimage.metrics import structural_similarity  # slow to import
 
     return float(structural_similarity(truth, image, data_range=1.0, channel_axis=-1))
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """Turn an image (1, C, H, W) or (C, H, W) in [-1, 1] into 8 bits (H, W, C), clipped and never stretched."""
+    image = image.detach().reshape(image.shape[-3:]).float().cpu().clamp(-1, 1)
+    return ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def score(truth: Tensor, image: Tensor) -> tuple[float, float]:
+    """Return PSNR in decibels and SSIM of an image (1, 3, H, W) in [-1, 1], both as 8 bits, as they are written."""
+    pair = to_uint8(truth) / 255, to_uint8(image) / 255
+    return psnr(*pair), ssim(*pair)

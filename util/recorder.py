@@ -10,8 +10,9 @@ from torch import Tensor
 from util import sampler_state
 from util.errors import ImageError, Terminated
 from util.logger import LOGGER
+from util.metrics import to_uint8
 from util.results import cell
-from util.run import TRACE, RunFolder, state_path, to_uint8
+from util.run import TRACE, RunFolder, state_path
 from util.sampler_state import Progress, SamplerState
 
 PROGRESS_PICTURES = 8

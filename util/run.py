@@ -24,7 +24,7 @@ from util.claims import POLL, Claims
 from util.errors import ImageError, UserError
 from util.files import write_whole
 from util.logger import LOGGER
-from util.metrics import psnr, ssim
+from util.metrics import to_uint8
 from util.record import CIRCUMSTANCES, differences, read_record
 from util.results import FAILED, METRICS, Results, csv_of, has_failed
 from util.sampler_state import Progress
@@ -34,18 +34,6 @@ TRACE = ("step", "timestep", "stage", "iterations", "first_loss", "last_loss", "
 FOLDERS = ("input", "label", "recon", "progress", "results")
 SETTINGS = "settings.yaml"
 ALL = "run"  # the claim to what belongs to no single image
-
-
-def to_uint8(image: Tensor) -> np.ndarray:
-    """Turn an image (1, C, H, W) or (C, H, W) in [-1, 1] into 8 bits (H, W, C), clipped and never stretched."""
-    image = image.detach().reshape(image.shape[-3:]).float().cpu().clamp(-1, 1)
-    return ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def score(truth: Tensor, image: Tensor) -> tuple[float, float]:
-    """Return PSNR in decibels and SSIM of an image (1, 3, H, W) in [-1, 1], both as 8 bits, as they are written."""
-    pair = to_uint8(truth) / 255, to_uint8(image) / 255
-    return psnr(*pair), ssim(*pair)
 
 
 class RunFolder:
@@ -274,7 +262,8 @@ class RunFolder:
 
     def has_failures(self, images: Sequence[str]) -> bool:
         """Tell whether a restoration of one of these images has failed."""
-        return any(has_failed(row) and row["image"] in images for row in self.rows())
+        of_interest = set(images)
+        return any(has_failed(row) and row["image"] in of_interest for row in self.rows())
 
     def table(self) -> str:
         """Return the means over all restorations beside the baseline's, as text."""

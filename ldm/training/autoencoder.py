@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ldm.models.autoencoder import VQModelInterface
 from ldm.training.pictures import Crop, cut, random_crops, to_model_range
-from util.metrics import psnr
-from util.run import to_uint8
+from util.metrics import psnr, to_uint8
 
 REVIVE_EVERY = 100
 

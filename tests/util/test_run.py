@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from util.errors import ImageError, UserError
+from util.metrics import to_uint8
 from util.results import METRICS
-from util.run import RunFolder, read_measurement, to_uint8
+from util.run import RunFolder, read_measurement
 
 
 def test_eight_bits_clip_and_never_stretch():
