@@ -114,6 +114,26 @@ def test_a_sample_that_has_stopped_is_evaluated_no_more():
     assert [losses[0] for _, losses in seen] == found.losses[0] + [found.losses[0][-1]] * (second - first)
 
 
+@pytest.mark.parametrize("look_ahead", [0, 1, 3])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_a_sample_whose_loss_is_not_finite_leaves_at_once_and_the_others_go_on(broken, look_ahead):
+    calls = []
+
+    def loss(x, rows):
+        calls.append(len(x))
+        spoilt = torch.tensor([broken if row == 0 and len(calls) == 4 else 1.0 for row in rows], dtype=x.dtype)
+        return quadratic(x, rows) * spoilt
+
+    rule = StopRule(max_iters=300, threshold=1e-3)
+    found = minimise(loss, start(2), rule, lr=1e-2, look_ahead=look_ahead)
+    alone = minimise(lambda x, _: quadratic(x, [1]), start(), rule, lr=1e-2)
+    assert found.stops == ["not finite", "threshold"]
+    assert len(found.losses[0]) == 4
+    assert found.losses[1] == alone.losses[0]
+    assert torch.equal(found.x[1:], alone.x)
+    assert calls[:5] == [2, 2, 2, 2, 2 if look_ahead else 1]
+
+
 def test_each_sample_may_have_a_rule_of_its_own():
     rules = [StopRule(max_iters=5), StopRule(max_iters=300, threshold=0.1)]
     found = minimise(quadratic, start(2), rules, lr=1e-2)

@@ -1,5 +1,6 @@
 """One optimiser loop for everything that is fitted to a measurement, and the rules that end it."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ def mean_squared_residual(measurement: Tensor, predicted: Tensor) -> Tensor:
 class StopRule:
     """When `minimise` is done with a sample, asked after each step with the loss from before that step.
 
+    A loss that is not finite always ends ("not finite"): no step leads back from it.
+
     Attributes:
         max_iters: steps at most ("limit").
         threshold: a loss below it ends ("threshold"); 0 never does.
@@ -33,6 +36,8 @@ class StopRule:
 
     def reason(self, losses: Sequence[float]) -> str:
         """Why to stop after these losses of one sample, the latest last; "" to go on."""
+        if not math.isfinite(losses[-1]):
+            return "not finite"
         if losses[-1] < self.threshold:
             return "threshold"
         if self.window is not None and len(losses) > self.window and losses[-1 - self.window] < losses[-1]:

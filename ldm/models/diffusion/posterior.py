@@ -116,7 +116,7 @@ class TraceEvent:
     iterations: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
-    stop: Literal["", "threshold", "plateau", "limit"] = ""
+    stop: Literal["", "threshold", "plateau", "limit", "not finite"] = ""
     seconds: float = 0.0
     sample: int = 0
     unet: int = 0
