@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from ldm.models.diffusion.resample_settings import CheckedSettings, Count, NotNegative, Positive, Share, one_of
+from ldm.models.diffusion.checked_settings import CheckedSettings, Count, NotNegative, Positive, Share, one_of
 from util.errors import UserError
 
 
