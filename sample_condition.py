@@ -111,7 +111,8 @@ def set_threads(record: Mapping[str, Any]) -> None:
 class Job(NamedTuple):
     """What is to be done, with which settings (every default filled in).
 
-    ``bad`` says, by name, what is wrong with pictures that the run goes on without.
+    ``bad`` says, by name, what is wrong with pictures that the run goes on without; ``plugins`` are the SHA-256 of the
+    files of a person's own code that were run.
     """
 
     settings: "Settings"
@@ -120,6 +121,7 @@ class Job(NamedTuple):
     arithmetic: "Arithmetic"
     pictures: "PictureFolder"
     bad: dict[str, str]
+    plugins: list[str]
 
     def picture(self, name: str) -> "Tensor":
         """Return a picture (1, 3, H, W) in [-1, 1].
@@ -150,8 +152,11 @@ def prepare(args: Namespace) -> Job:
     from ldm.models.diffusion.solver import Solver
     from ldm_inverse.task import Task
     from model_loader import build_model, load_yaml
+    from util.plugins import load_plugins
+    from util.record import recorded_plugins
     from util.settings import read_settings
 
+    plugins = load_plugins(args.plugin, recorded_plugins(args.from_run) if args.from_run else None)
     settings = read_settings(args)
     conditioning = settings.conditioning
     own = ResampleSettings.from_config(conditioning.resample)
@@ -172,7 +177,7 @@ def prepare(args: Namespace) -> Job:
     solver.check(architecture, task.noise.sigma)
     pictures, bad = find_pictures(args, settings, task, architecture)
     say_what_has_no_effect(args, settings)
-    return Job(settings, task, solver, arithmetic, pictures, bad)
+    return Job(settings, task, solver, arithmetic, pictures, bad, plugins)
 
 
 def find_pictures(
@@ -224,7 +229,7 @@ def check_files(args: Namespace, job: Job, run: "RunFolder") -> dict[str, Any]:
     job.arithmetic.check(device)
     for name, _ in job.pictures.pictures if args.measurement else ():
         read_measurement(args.measurement, name, job.task.settings)
-    wanted = record(args, job.settings, device)
+    wanted = record(args, job.settings, device, job.plugins)
     run.check(wanted, args.overwrite)
     return wanted
 

@@ -285,3 +285,15 @@ def state_given_back(build: Build) -> str:
     same = torch.equal(build().double()(x, **restored), measurement)
     require(same, "the state that draw returned, given to a new operator, makes another measurement")
     return f"{', '.join(state) or 'no state'}; the same measurement to the bit"
+
+
+@_property
+def baseline(build: Build) -> str:
+    """The baseline is a finite image of the right shape, with and without a known noise level."""
+    operator, x, state = case(build)
+    y = operator(x, **state)
+    for sigma in (None, 0.01):
+        found = operator.baseline(y, x.shape, sigma, **state)
+        require(found.shape == x.shape, f"the baseline of images {tuple(x.shape)} is {tuple(found.shape)}")
+        require(bool(found.isfinite().all()), f"NaN or infinity in the baseline, with sigma = {sigma}")
+    return f"root mean square error {float((found.clamp(-1, 1) - x).square().mean().sqrt()):.2f} on random pixels"

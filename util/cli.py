@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from util.argument_types import minutes, shard, whole_number
 from util.errors import Terminated, UserError, printable
+from util.plugins import complaint
 from util.processes import local_rank
 from util.registry import unknown
 
@@ -88,6 +89,14 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="DIR",
         help="repeat the run in this folder, with all its settings; arguments and words given beside it change them",
+    )
+    group.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="run this Python file first: it registers operators, noises or other parts of your own "
+        "(docs/OPERATORS.md); may be given several times. --from runs the same files again, unless they changed",
     )
     group.add_argument("--data", metavar="DIR|FILE", help="pictures to restore, instead of the task's data.root")
     group.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N pictures")
@@ -225,7 +234,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise unknown("argument", extra[0].partition("=")[0], _option_names(parser))
     if args.from_run is not None:
         args = _repeat(parser, args.from_run, argv)
-    args.settings = [_split_word(word) for word in args.settings]
+    args.settings = [split_word(word) for word in args.settings]
     return args
 
 
@@ -246,7 +255,12 @@ def _option_names(parser: argparse.ArgumentParser) -> list[str]:
     return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
 
 
-def _split_word(word: str) -> tuple[str, str]:
+def split_word(word: str) -> tuple[str, str]:
+    """Split a setting on the command line, `key=value`, into its key and the text of its value.
+
+    Raises:
+        UserError: it is none.
+    """
     key, equals, value = word.partition("=")
     if not (key and equals):
         raise UserError(f"{word!r} is neither an argument nor a setting: a setting reads key=value")
@@ -262,8 +276,8 @@ def exit_status(
 
     Returns:
         The command's own status (None is 0); 0 for `--help`; 2 after a user's mistake or for want of memory, which is
-        told in one line on stderr (`--debug` adds the traceback); 130 after Ctrl-C and 143 after SIGTERM, with a line
-        on how to go on. Any other exception is a defect of the program and passes through.
+        told in one line on stderr (`--debug` adds the traceback), as is what a plugin raises; 130 after Ctrl-C and 143
+        after SIGTERM, with a line on how to go on. Any other exception is a defect of the program and passes through.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -276,12 +290,19 @@ def exit_status(
     except Terminated:
         return _say(GO_ON, 143)
     except Exception as error:
-        out_of_memory = _is_out_of_memory(error)
-        if not (out_of_memory or isinstance(error, UserError)):
+        told = _told(error)
+        if told is None:
             raise
         if "--debug" in words:
             traceback.print_exc()
-        return _say(f"error: {OUT_OF_MEMORY if out_of_memory else printable(str(error))}", 2)
+        return _say(f"error: {printable(told)}", 2)
+
+
+def _told(error: Exception) -> str | None:
+    """What a person is told of an exception; None for a defect of the program."""
+    if _is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    return str(error) if isinstance(error, UserError) else complaint(error)
 
 
 def _say(line: str, status: int) -> int:

@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 # Arguments that are written down: neither those that leave every result as it is nor those that are in the settings.
 ARGUMENTS = (
     *("task_config", "preset", "ldm_config", "diffusion_config", "measurement", "device", "resize", "limit"),
-    *("skip_bad", "seed", "n_samples_per_class"),
+    *("skip_bad", "seed", "n_samples_per_class", "plugin"),
 )
 # What decides a result, and must be the same in all of a folder.
 DECIDING = (
     *("settings.", "run.measurement", "run.resize", "run.seed", "run.n_samples_per_class"),
-    *("checkpoint.", "architecture.", "threads"),
+    *("checkpoint.", "architecture.", "plugins.", "threads"),
 )
 CIRCUMSTANCES = ("device", "versions.")  # decide last digits, and nobody can go back to them easily
 
 
-def record(args: Namespace, settings: Settings, device: "torch.device") -> dict[str, Any]:
+def record(args: Namespace, settings: Settings, device: "torch.device", plugins: Sequence[str] = ()) -> dict[str, Any]:
     """Return what `settings.yaml` says of a run on a device, as plain values.
 
-    ``threads`` is None where the arguments leave it to what is in the folder, or else to torch.
+    ``plugins`` are the SHA-256 of the files `args.plugin`. ``threads`` is None where the arguments leave it to what is
+    in the folder, or else to torch.
     """
     packages = ("torch", "numpy", "scipy", "scikit-image", "pillow")
     run = {key: getattr(args, key) for key in ARGUMENTS}
@@ -45,6 +46,7 @@ def record(args: Namespace, settings: Settings, device: "torch.device") -> dict[
         "threads": args.threads,
         "checkpoint": {"sha256": sha256(args.diffusion_config)},
         "architecture": {"sha256": sha256(args.ldm_config)},
+        **({"plugins": {"sha256": list(plugins)}} if plugins else {}),
         "device": device_name(device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
@@ -101,7 +103,22 @@ def recorded_arguments(folder: Path) -> dict[str, Any]:
     found = read_record(folder / "settings.yaml")
     if found is None:
         raise UserError(f"no run in {folder}: looked for settings.yaml")
-    return {key: found["run"].get(key) for key in ARGUMENTS} | {"threads": found["threads"]}
+    recorded = {key: found["run"].get(key) for key in ARGUMENTS}
+    return recorded | {"plugin": list(recorded_plugins(folder)), "threads": found["threads"]}
+
+
+def recorded_plugins(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each plugin of the run in a folder, by its path.
+
+    Raises:
+        UserError: the record does not say.
+    """
+    found = read_record(folder / "settings.yaml") or {}
+    try:
+        paths, digests = found["run"].get("plugin") or [], found.get("plugins", {}).get("sha256", [])
+        return dict(zip(map(str, paths), map(str, digests), strict=True))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder}: settings.yaml does not say which plugins the run had: {error}") from error
 
 
 def plan(settings: Settings, pictures: Sequence[tuple[str, Path]], samples: int, passes: Mapping[str, int]) -> str:

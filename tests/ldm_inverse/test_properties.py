@@ -121,6 +121,13 @@ class Operators:
         def forward(self, x: Tensor) -> Tensor:
             return x * getattr(self, "gain", 1.0)
 
+    class BaselineOfMeasurement(Operator):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[..., ::2, ::2] ** 3
+
+        def baseline(self, y: Tensor, shape, sigma) -> Tensor:
+            return y
+
 
 DEFECTS = [
     ("sizes", Operators.SizesOfBatch, "give a measurement of ()"),
@@ -143,6 +150,7 @@ DEFECTS = [
     ("memory_layout", Operators.LayoutInPlace, "changes the image"),
     ("memory_layout", Operators.LayoutStrides, "channels-last"),
     ("state_given_back", Operators.StateKept, "another measurement"),
+    ("baseline", Operators.BaselineOfMeasurement, "the baseline of images"),
 ]
 
 
