@@ -95,7 +95,7 @@ def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: 
                     resume=resume,
                     keep=recorder.keep,
                 )
-            run.write_restoration(name, sample, truth, measurement.y, restoration)
+            run.write_restoration(name, sample, truth, job.task.picture(measurement), restoration)
             # Only now: what it needs is slow to import, and the first sampling step should not wait for it.
             baseline = baseline or score(truth, job.task.baseline(measurement, truth.shape))
             run.add_metrics(name, sample, score(truth, restoration), baseline, recorder.seconds)

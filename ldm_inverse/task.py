@@ -125,6 +125,10 @@ class Task:
         """Return the root mean square of the noise over all entries of y; None where it depends on the signal."""
         return self.noise.root_mean_square(**measurement.state)
 
+    def picture(self, measurement: Measurement) -> Tensor:
+        """Return the measurement as a picture to look at, (B, 1 or 3, h, w), black at -1 and white at 1."""
+        return self.operator.picture(measurement.y)
+
     def baseline(self, measurement: Measurement, shape: Sequence[int]) -> Tensor:
         """Return what a person would make of the measurement without a model: (B, 3, H, W) in [-1, 1]."""
         return baselines.baseline(self.operator, measurement.y, shape, self.noise.sigma, measurement.state)

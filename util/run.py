@@ -203,7 +203,7 @@ class RunFolder:
     def write_restoration(
         self, image: str, sample: int, truth: Tensor, measurement: Tensor, restoration: Tensor
     ) -> None:
-        """Write the three pictures of a restoration, each (1, C, H, W) in [-1, 1]."""
+        """Write the three pictures of a restoration, each (1, C, h, w) in [-1, 1]."""
         name = self.name(image, sample)
         for folder, picture in (("input", measurement), ("label", truth), ("recon", restoration)):
             self.write_picture(folder, name, to_uint8(picture))

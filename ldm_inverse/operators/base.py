@@ -82,6 +82,10 @@ class Operator(nn.Module):
         """
         return y if tuple(y.shape) == tuple(shape) else y.new_zeros(tuple(shape))
 
+    def picture(self, y: Tensor) -> Tensor:
+        """Return a measurement as a picture to look at, (B, 1 or 3, h, w), black at -1, white at 1: here, y itself."""
+        return y
+
 
 class _LinearMap(torch.autograd.Function):
     """y = A x with the adjoint written out: autograd through A would cost more, and its own transpose is at hand."""

@@ -30,3 +30,7 @@ class PhaseRetrieval(Operator):
         padded = F.pad(x, (self.pad,) * 4)
         # Centring the image as well would only change the phase.
         return torch.fft.fftshift(torch.fft.fft2(padded, norm="ortho").abs(), dim=(-2, -1))
+
+    def picture(self, y: Tensor) -> Tensor:
+        """Return the logarithm of the magnitudes: from 0.001, black, to 10, white."""
+        return y.clamp(1e-3, 10).log10() / 2 + 0.5

@@ -22,6 +22,12 @@ def test_energy_is_kept_and_the_middle_is_the_mean():
     assert torch.allclose(y[..., 40, 42] * (80 * 84) ** 0.5, x.sum((-2, -1)).abs())
 
 
+def test_the_picture_is_logarithmic():
+    operator = get_operator("phase_retrieval")
+    y = torch.tensor([-0.01, 0.0, 1e-3, 0.1, 10.0, 300.0])
+    assert torch.allclose(operator.picture(y), torch.tensor([-1.0, -1.0, -1.0, 0.0, 1.0, 1.0]), atol=1e-6)
+
+
 @pytest.mark.parametrize("value", [-1, 17, "two", None])
 def test_bad_settings(value):
     with pytest.raises(UserError, match="oversample"):
