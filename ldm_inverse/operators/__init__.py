@@ -3,6 +3,7 @@
 from ldm_inverse.operators import (
     blur,
     camera_blur,
+    colourisation,
     identity,
     inpainting,
     nonlinear_blur,
@@ -16,6 +17,7 @@ __all__ = [
     "Operator",
     "blur",
     "camera_blur",
+    "colourisation",
     "identity",
     "inpainting",
     "nonlinear_blur",
