@@ -1,8 +1,10 @@
 """A latent diffusion model of Gaussian latents: its noise network is known in closed form, its first stage trivial."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.models.diffusion.levels import LevelTable
 from ldm.modules.diffusionmodules.util import make_beta_schedule
 
 
@@ -31,10 +33,17 @@ class GaussianLatents(nn.Module):
         """Variance of the diffused latent."""
         return abar * self.variance + 1 - abar
 
+    def abar(self, t: Tensor) -> Tensor:
+        """The cumulative product at timesteps, which may lie between two."""
+        if not t.is_floating_point():
+            return self.alphas_cumprod[t]
+        table = LevelTable.of(self.alphas_cumprod).log_snr
+        return torch.from_numpy(2 * np.interp(t.double(), np.arange(len(table)), table)).sigmoid()
+
     def apply_model(self, z: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The noise estimate: minus the score times the noise's deviation. A condition is added to it."""
         self.calls.append(t)
-        a = self.alphas_cumprod[t].to(z.dtype).reshape(-1, 1, 1, 1)
+        a = self.abar(t).to(z.dtype).reshape(-1, 1, 1, 1)
         estimate = self.gain * (1 - a) ** 0.5 * (z - a**0.5 * self.mean) / (a * self.variance + 1 - a)
         estimate = estimate if cond is None else estimate + cond
         return estimate.contiguous(memory_format=self.memory_format)

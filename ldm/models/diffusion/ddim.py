@@ -2,15 +2,19 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion import resample  # also registers the samplers `resample` and `dps`
+from ldm.models.diffusion.checked_settings import CheckedSettings, Share
 from ldm.models.diffusion.optimise import IterationCallback
 from ldm.models.diffusion.passes import passes_of
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, Watch, get_sampler
+from ldm.models.diffusion.prior_sampler import register_prior_sampler
 from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior, standard_normal
 from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
 from util.errors import UserError
@@ -19,6 +23,23 @@ if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
 logger = logging.getLogger("resample")
+
+
+@dataclass(frozen=True)
+class DDIMSettings(CheckedSettings):
+    """How DDIM steps: ``eta`` is the share of ancestral noise, from 0 (deterministic) to 1."""
+
+    eta: Share = Fraction(0)
+
+
+@register_prior_sampler("ddim", DDIMSettings)
+def sample_ddim(prior: LatentPrior, z: Tensor, steps: int, settings: DDIMSettings) -> Tensor:
+    """Equation 12 of Song, Meng and Ermon (ICLR 2021), over the published grid of timesteps, down to timestep 0."""
+    schedule = DDIMSchedule.of(prior.model.alphas_cumprod, steps, float(settings.eta))
+    prior = replace(prior, schedule=schedule)
+    for index in reversed(range(steps)):
+        z = prior.ddim_step(z, index).x_prev
+    return z
 
 
 class DDIMSampler:

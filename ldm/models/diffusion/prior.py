@@ -97,14 +97,14 @@ class LatentPrior:
 
     Attributes:
         model: predicts noise; its first stage maps latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1] and back.
-        schedule: the steps of the run.
+        schedule: the steps of the run; None where the sampler has levels of its own.
         conditioning, unconditional_conditioning: what `model.apply_model` takes; None for an unconditional model.
         guidance_scale: classifier-free guidance; 1 is none.
         generator: source of all noise, one or one for each sample; None is torch's default stream.
     """
 
     model: "LatentDiffusion"
-    schedule: DDIMSchedule
+    schedule: DDIMSchedule | None = None
     conditioning: Tensor | None = None
     unconditional_conditioning: Tensor | None = None
     guidance_scale: float = 1.0

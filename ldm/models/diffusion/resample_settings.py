@@ -163,7 +163,9 @@ class ResampleSettings(CheckedSettings):
         for stage in (self.pixel, self.latent, self.final_stage or self.latent):
             stage.threshold(noise_sigma)
         if self.refine is not None and noise_sigma is None:
-            raise UserError("the level of this measurement's noise is not known, and refine needs it: set refine to null")
+            raise UserError(
+                "the level of this measurement's noise is not known, and refine needs it: set refine to null"
+            )
 
     def first_index(self, steps: int) -> int:
         """The index that a run of ``steps`` steps starts from: its first ``1 - start`` are left out."""
