@@ -38,12 +38,19 @@ def record(args: Namespace, settings: Settings, device: "torch.device", plugins:
     ``plugins`` are the SHA-256 of the files `args.plugin`. ``threads`` is None where the arguments leave it to what is
     in the folder, or else to torch.
     """
-    packages = ("torch", "numpy", "scipy", "scikit-image", "pillow")
     run = {key: getattr(args, key) for key in ARGUMENTS}
     return {
         "settings": asdict(settings),
         "run": {key: str(value) if isinstance(value, Path) else value for key, value in run.items()},
         "threads": args.threads,
+        **made_by(args, device),
+    }
+
+
+def made_by(args: Namespace, device: "torch.device") -> dict[str, Any]:
+    """Return the part of a record that says of which model, on what and by which versions results are."""
+    packages = ("torch", "numpy", "scipy", "scikit-image", "pillow")
+    return {
         "checkpoint": {"sha256": sha256(args.diffusion_config)},
         "architecture": {"sha256": sha256(args.ldm_config)},
         **({"plugins": {"sha256": list(plugins)}} if plugins else {}),

@@ -8,12 +8,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from scripts import benchmark, convert_checkpoint, overview, train
+from scripts import benchmark, compare_samplers, convert_checkpoint, overview, sample, train
 from tests.checkpoints import Call, dumps, write_zip
 from tests.ldm.test_training import training_config
 from tests.tiny import write_pictures
 
-PROGRAMS = {"train": train, "convert_checkpoint": convert_checkpoint, "benchmark": benchmark, "overview": overview}
+PROGRAMS = {
+    **{"train": train, "convert_checkpoint": convert_checkpoint, "benchmark": benchmark, "overview": overview},
+    **{"sample": sample, "compare_samplers": compare_samplers},
+}
 
 
 @pytest.fixture
@@ -41,6 +44,8 @@ WORDS = [
     ("benchmark", ["--repeats", "0"], "--repeats"),
     ("benchmark", ["--config", "nowhere.yaml"], "nowhere.yaml"),
     ("benchmark", ["--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
+    ("sample", [], "--ldm_config"),
+    ("compare_samplers", [], "--reference"),
     ("overview", [], "RUN"),
     ("overview", ["nowhere", "--save", "o.png"], "nowhere"),
 ]

@@ -16,6 +16,10 @@ from ldm.modules.diffusionmodules.util import make_ddim_timesteps
 class AncestralSettings(CheckedSettings):
     """Of ancestral sampling there is nothing to set."""
 
+    def passes(self, steps: int) -> int:
+        """How often a run of ``steps`` steps passes through the UNet."""
+        return steps
+
 
 @register_prior_sampler("ddpm", AncestralSettings)
 def sample_ancestral(prior: LatentPrior, z: Tensor, steps: int, settings: AncestralSettings) -> Tensor:

@@ -31,6 +31,10 @@ class DDIMSettings(CheckedSettings):
 
     eta: Share = Fraction(0)
 
+    def passes(self, steps: int) -> int:
+        """How often a run of ``steps`` steps passes through the UNet."""
+        return steps
+
 
 @register_prior_sampler("ddim", DDIMSettings)
 def sample_ddim(prior: LatentPrior, z: Tensor, steps: int, settings: DDIMSettings) -> Tensor:

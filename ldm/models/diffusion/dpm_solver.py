@@ -54,6 +54,12 @@ class DPMSolverSettings(CheckedSettings):
     spacing: Annotated[str, one_of("log_snr", "time", "quadratic")] = "time"
     prediction: Annotated[str, one_of("x0", "eps")] = "x0"
 
+    def passes(self, steps: int) -> int:
+        """How often a run of ``steps`` steps passes through the UNet."""
+        if self.method == "singlestep":
+            return self.order * steps
+        return steps + (self.order == 3)
+
 
 @register_prior_sampler("dpm_solver", DPMSolverSettings)
 def sample_dpm_solver(prior: LatentPrior, z: Tensor, steps: int, settings: DPMSolverSettings) -> Tensor:

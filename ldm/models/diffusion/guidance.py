@@ -34,7 +34,7 @@ def guidance(
         if class_label is not None:
             raise UserError(f"class_label is {class_label}, and this model is unconditional")
         if scale != 1.0:
-            logger.warning("ddim_scale is %g: without effect, as this model is unconditional", scale)
+            logger.warning("guidance of scale %g: without effect, as this model is unconditional", scale)
         return {}
     classes = stage.n_classes
     has_null = classes > NULL_CLASS
@@ -45,7 +45,7 @@ def guidance(
     if class_label is None or scale == 1.0:
         return {"conditioning": _embed(model, NULL_CLASS if class_label is None else class_label, batch)}
     if not has_null:
-        raise UserError("ddim_scale: this model has no null class to guide away from: must be 1")
+        raise UserError("guidance: this model has no null class to guide away from: its scale must be 1")
     return {
         "conditioning": _embed(model, class_label, batch),
         "unconditional_conditioning": _embed(model, NULL_CLASS, batch),

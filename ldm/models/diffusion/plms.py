@@ -19,6 +19,10 @@ ADAMS_BASHFORTH = (55 / 24, -59 / 24, 37 / 24, -9 / 24)  # fourth order; the new
 class PLMSSettings(CheckedSettings):
     """Of PLMS there is nothing to set."""
 
+    def passes(self, steps: int) -> int:
+        """How often a run of ``steps`` steps passes through the UNet."""
+        return steps + 3 * min(steps, WARM_UP)
+
 
 @register_prior_sampler("plms", PLMSSettings)
 def sample_plms(prior: LatentPrior, z: Tensor, steps: int, settings: PLMSSettings) -> Tensor:

@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Sample)
 
 
 class PriorSampler(NamedTuple):
-    """A sampler, and the class of its settings."""
+    """A sampler, and the class of its settings, which has ``passes(steps)``: passes through the UNet in a run."""
 
     sample: Sample
     settings: type[CheckedSettings]

@@ -42,7 +42,7 @@ def sample_prior(
         UserError: an unknown sampler, or a number of steps outside 1 to the model's T.
     """
     chosen = get_prior_sampler(sampler)
-    steps = whole_number("steps", steps, 1, len(model.alphas_cumprod))
+    check_steps(model, steps)
     z = standard_normal(shape, dtype, model.alphas_cumprod.device, generator)
     prior = LatentPrior(
         model,
@@ -52,3 +52,12 @@ def sample_prior(
         generator=generator,
     )
     return chosen.sample(prior, z, steps, settings or chosen.settings())
+
+
+def check_steps(model: "LatentDiffusion", steps: int) -> None:
+    """Check that a model can be sampled in so many steps.
+
+    Raises:
+        UserError: it cannot.
+    """
+    whole_number("steps", steps, 1, len(model.alphas_cumprod))

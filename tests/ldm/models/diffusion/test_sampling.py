@@ -104,15 +104,16 @@ PASSES = {
 @pytest.mark.parametrize(("sampler", "steps"), PASSES)
 def test_passes_of_the_network(sampler, steps, model):
     sample(model, sampler, steps)
-    assert len(model.calls) == PASSES[sampler, steps]
+    assert len(model.calls) == PASSES[sampler, steps] == PRIOR_SAMPLERS.get(sampler).settings().passes(steps)
 
 
 @pytest.mark.parametrize(
     ("order", "method", "passes"), [(3, "multistep", 6), (2, "singlestep", 10), (3, "singlestep", 15)]
 )
 def test_passes_of_dpm_solver(order, method, passes, model):
-    sample(model, "dpm_solver", 5, settings=DPMSolverSettings(order=order, method=method))
-    assert len(model.calls) == passes
+    settings = DPMSolverSettings(order=order, method=method)
+    sample(model, "dpm_solver", 5, settings=settings)
+    assert len(model.calls) == passes == settings.passes(5)
 
 
 def test_integrals_and_polynomials_are_what_they_say():
