@@ -129,6 +129,15 @@ class Task:
         """Return the measurement as a picture to look at, (B, 1 or 3, h, w), black at -1 and white at 1."""
         return self.operator.picture(measurement.y)
 
+    def residual(self, measurement: Measurement, image: Tensor) -> float:
+        """Return the root mean square of ``y - A(x)`` over all entries of y, for images x (B, 3, H, W) in [-1, 1].
+
+        For the truth that is about the noise level (`noise_level`); a smaller one explains noise.
+        """
+        with torch.no_grad():
+            difference = measurement.y - self.operator(image.to(self._device), **measurement.state)
+        return float(difference.square().mean().sqrt())
+
     def baseline(self, measurement: Measurement, shape: Sequence[int]) -> Tensor:
         """Return what a person would make of the measurement without a model: (B, 3, H, W) in [-1, 1]."""
         return baselines.baseline(self.operator, measurement.y, shape, self.noise.sigma, measurement.state)

@@ -18,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.pictures import decode_picture
 from ldm_inverse.task import Task
+from scripts.evaluation.finished import read_pixels
 from util.cli import Parser, add_debug, exit_status
 from util.errors import UserError
 from util.files import write_whole
@@ -83,7 +83,7 @@ def panels(run: Run, row: dict[str, str]) -> list[np.ndarray]:
     """Return the pictures (H, W, 3) of `COLUMNS` for one row of a run's metrics; the baseline is computed anew."""
     several = any(other["sample"] != "0" for other in run.metrics)
     name = f"{row['image']}_s{row['sample']}" if several else row["image"]
-    truth, measured, restored = (_pixels(run.folder / kind / f"{name}.png") for kind in ("label", "input", "recon"))
+    truth, measured, restored = (read_pixels(run.folder / kind / f"{name}.png") for kind in ("label", "input", "recon"))
     try:
         task = Task(**load_yaml(run.folder / "settings.yaml")["settings"]["measurement"])
     except (KeyError, TypeError) as error:
@@ -91,13 +91,6 @@ def panels(run: Run, row: dict[str, str]) -> list[np.ndarray]:
     image = torch.zeros(1, 3, *truth.shape[:2])
     measurement = task.accept(read_measurement(run.folder / "label", row["image"], task.settings), image)
     return [truth, measured, to_uint8(task.baseline(measurement, image.shape)), restored]
-
-
-def _pixels(path: Path) -> np.ndarray:
-    try:
-        return np.asarray(decode_picture(str(path), path.read_bytes()))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def draw(runs: list[Run], path: Path) -> None:

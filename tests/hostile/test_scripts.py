@@ -8,14 +8,19 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from scripts import benchmark, compare_samplers, convert_checkpoint, overview, sample, train
+from scripts import benchmark, compare_samplers, convert_checkpoint, evaluate, overview, sample, train
 from tests.checkpoints import Call, dumps, write_zip
 from tests.ldm.test_training import training_config
 from tests.tiny import write_pictures
 
 PROGRAMS = {
-    **{"train": train, "convert_checkpoint": convert_checkpoint, "benchmark": benchmark, "overview": overview},
-    **{"sample": sample, "compare_samplers": compare_samplers},
+    "train": train,
+    "convert_checkpoint": convert_checkpoint,
+    "benchmark": benchmark,
+    "compare_samplers": compare_samplers,
+    "evaluate": evaluate,
+    "overview": overview,
+    "sample": sample,
 }
 
 
@@ -46,6 +51,8 @@ WORDS = [
     ("benchmark", ["--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
     ("sample", [], "--ldm_config"),
     ("compare_samplers", [], "--reference"),
+    ("evaluate", [], "give either runs"),
+    ("evaluate", ["nowhere"], "no run in nowhere"),
     ("overview", [], "RUN"),
     ("overview", ["nowhere", "--save", "o.png"], "nowhere"),
 ]

@@ -1,0 +1,114 @@
+"""What a run's folder holds of each restoration, read back."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.pictures import decode_picture
+from ldm_inverse.task import Measurement, Task
+from util.errors import UserError
+from util.record import read_record
+from util.results import Results, has_failed
+from util.run import PASSES, read_measurement
+
+
+class FinishedRun:
+    """The finished restorations in a folder that `sample_condition.py` has written, whether or not the run has ended.
+
+    Args:
+        folder: the run's.
+
+    Attributes:
+        record: its `settings.yaml`.
+        rows: what is known of each restoration, by its name.
+        failed: how many could not be restored.
+
+    Raises:
+        UserError: there is no run, or nothing is finished.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        record = read_record(folder / "settings.yaml")
+        if record is None:
+            raise UserError(f"no run in {folder}: looked for settings.yaml")
+        self.record: Mapping[str, Any] = record
+        found = Results(folder / "results").read()
+        self.rows = {name: row for name, row in sorted(found.items()) if not has_failed(row)}
+        self.failed = len(found) - len(self.rows)
+        if not self.rows:
+            raise UserError(f"{folder} holds no finished restoration" + (": see failed.csv" if self.failed else ""))
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, rebuilt from the record.
+
+        Raises:
+            UserError: the record holds none.
+        """
+        try:
+            return Task(**self.record["settings"]["measurement"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.folder / 'settings.yaml'} lacks the measurement's settings: {error}") from error
+
+    def pixels(self, kind: str, name: str) -> np.ndarray | None:
+        """Return the 8-bit picture (H, W, 3) of a restoration in one of the run's folders; None where there is none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        path = self.folder / kind / f"{name}.png"
+        return read_pixels(path) if path.exists() else None
+
+    def measurement(self, image: str, shape: tuple[int, ...]) -> Measurement:
+        """Return the saved measurement of a picture of ``shape`` (1, 3, H, W).
+
+        Raises:
+            UserError: there is none, or it cannot be one of such a picture.
+        """
+        return self.task.accept(self._saved(image), torch.zeros(shape))
+
+    def fingerprint(self, image: str) -> str:
+        """Return what is equal for equal measurements by equal operators, and for no others: a SHA-256."""
+        digest = hashlib.sha256(json.dumps(self.task.settings, sort_keys=True).encode())
+        for key, tensor in sorted(self._saved(image).items()):
+            digest.update(f"{key} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _saved(self, image: str) -> dict[str, Tensor]:
+        return read_measurement(self.folder / "label", image, self.task.settings)
+
+    def passes(self, name: str) -> dict[str, float]:
+        """Return the passes through each network that the trace of a restoration counts; empty without a trace.
+
+        Raises:
+            UserError: the trace is damaged.
+        """
+        path = self.folder / "progress" / name / "trace.csv"
+        try:
+            rows = list(csv.DictReader(path.read_text().splitlines()))
+            return {kind: float(sum(int(row[kind]) for row in rows)) for kind in PASSES}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a readable trace: {error!r}") from error
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """Return a picture as 8-bit RGB (H, W, 3).
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return np.asarray(decode_picture(str(path), path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -1,0 +1,397 @@
+"""Finished runs measured, tabulated and compared."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from sample_condition import main as restore
+from scripts.evaluate import main
+from scripts.evaluation.finished import FinishedRun
+from scripts.evaluation.statistics import summarise
+from tests.checkpoints import Call, dumps, write_zip
+from tests.tiny import SIDE, write_model, write_pictures
+
+MEASUREMENTS = {
+    "inpainting": {
+        "operator": {"name": "inpainting"},
+        "mask_opt": {"mask_type": "random", "mask_prob_range": [0.5, 0.6], "image_size": SIDE},
+    },
+    "enlarging": {"operator": {"name": "super_resolution", "scale_factor": 4}},
+}
+RUNS = {
+    "inpainting/one": ["--ddim_steps", "1"],
+    "inpainting/two": ["--ddim_steps", "2"],
+    "inpainting/one_again": ["--ddim_steps", "1", "--seed", "1"],
+    "enlarging/one": ["--ddim_steps", "1"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of finished runs of three pictures."""
+    place = tmp_path_factory.mktemp("runs")
+    config, checkpoint = write_model(place)
+    pictures = write_pictures(place / "pictures", ["a.png", "b b.png", "c.png"])
+    for name, extra in RUNS.items():
+        task = place / f"{name.partition('/')[0]}.yaml"
+        measurement = MEASUREMENTS[task.stem] | {"noise": {"name": "gaussian", "sigma": 0.05}}
+        task.write_text(yaml.safe_dump({"measurement": measurement}))
+        words = ["--ldm_config", config, "--diffusion_config", checkpoint, "--task_config", task, "--data", pictures]
+        words += ["--save_dir", place / name, "--device", "cpu", "--quiet", *extra]
+        assert restore([*map(str, words), "conditioning.resample.latent.max_iters=1"]) == 0
+    return place
+
+
+@pytest.fixture
+def without_networks(tmp_path, monkeypatch):
+    """An empty folder for torch.hub's, so that what lies on the machine is not measured with."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def evaluate(tmp_path, without_networks, capsys):
+    """Evaluate runs; gives what was printed, and what was written by its name."""
+
+    def evaluate(*words):
+        assert main([*map(str, words), "--device", "cpu", "--save_dir", str(tmp_path / "tables")]) == 0
+        return capsys.readouterr().out, {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
+
+    return evaluate
+
+
+@pytest.fixture
+def refused(tmp_path, without_networks, capsys):
+    """Evaluate what must be refused; gives the message."""
+
+    def refused(*words):
+        assert main([*map(str, words), "--device", "cpu", "--save_dir", str(tmp_path / "tables")]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") <= 3
+        assert not (tmp_path / "tables").exists()
+        return err
+
+    return refused
+
+
+def table(text):
+    return list(csv.DictReader(text.splitlines()))
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def means(files, title):
+    """Each image's mean PSNR over the restorations of an entry."""
+    values = {}
+    for row in table(files["images.csv"]):
+        if row["run"] == title:
+            values.setdefault(row["image"], []).append(float(row["psnr"]))
+    return {image: np.mean(found) for image, found in values.items()}
+
+
+def summary_of(files, title, less=""):
+    (row,) = (
+        row for row in table(files["summary.csv"]) if (row["run"], row["less"], row["metric"]) == (title, less, "psnr")
+    )
+    return {key: float(row[key]) for key in ("mean", "sd", "low", "high", "n")}
+
+
+def test_what_is_measured_on_each_image(runs, evaluate):
+    folder = runs / "inpainting" / "two"
+    _, files = evaluate(folder)
+    rows = [row for row in table(files["images.csv"]) if row["run"] == "two"]
+    assert [row["image"] for row in rows] == ["a", "b b", "c"]
+    for row in rows:
+        truth, image = (pixels(folder / kind / f"{row['image']}.png") / 255 for kind in ("label", "recon"))
+        assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(truth, image, data_range=1), rel=1e-5)
+        ssim = structural_similarity(truth, image, data_range=1, channel_axis=2)
+        assert float(row["ssim"]) == pytest.approx(ssim, rel=1e-5)
+        saved = {
+            key: value.numpy() for key, value in load_file(folder / "label" / f"{row['image']}.safetensors").items()
+        }
+        x = (image * 2 - 1).transpose(2, 0, 1)[None]
+        residual = np.sqrt(np.square(saved["y"] - saved["mask"] * x).mean())
+        assert float(row["residual"]) == pytest.approx(residual, rel=1e-4)
+        assert float(row["noise"]) == pytest.approx(0.05 * np.sqrt(saved["mask"].mean()), rel=1e-4)
+        trace = table((folder / "progress" / row["image"] / "trace.csv").read_text())
+        for kind in ("unet", "decoder_forward", "decoder_backward"):
+            assert float(row[kind]) == sum(int(event[kind]) for event in trace) > 0
+        finished = json.loads((folder / "results" / f"{row['image']}.json").read_text())
+        assert float(row["seconds"]) == pytest.approx(finished["seconds"], rel=1e-5)
+
+
+def test_the_baseline_has_a_row_of_its_own(runs, evaluate):
+    out, files = evaluate(runs / "inpainting" / "one")
+    ours = {row["image"]: row for row in table(files["images.csv"]) if row["run"] == "baseline"}
+    for row in table((runs / "inpainting" / "one" / "metrics.csv").read_text()):
+        assert float(ours[row["image"]]["psnr"]) == pytest.approx(float(row["baseline_psnr"]), abs=1e-3)
+        assert float(ours[row["image"]]["ssim"]) == pytest.approx(float(row["baseline_ssim"]), abs=1e-4)
+    assert "baseline" in out
+    assert "less one, image by image" in out
+
+
+def test_a_summary_is_over_images(runs, evaluate):
+    _, files = evaluate(runs / "inpainting" / "one")
+    values = list(means(files, "one").values())
+    summary = summary_of(files, "one")
+    assert summary["mean"] == pytest.approx(np.mean(values), abs=1e-4)
+    assert summary["sd"] == pytest.approx(np.std(values, ddof=1), rel=1e-3)
+    assert min(values) <= summary["low"] < summary["mean"] < summary["high"] <= max(values)
+    assert summary["n"] == 3
+
+
+def test_the_interval_of_many_normal_numbers_is_the_textbooks():
+    x = np.random.default_rng(1).normal(3, 2, 500)
+    summary = summarise(x)
+    half = 1.96 * x.std(ddof=1) / np.sqrt(500)
+    assert (summary.low, summary.high) == pytest.approx((x.mean() - half, x.mean() + half), abs=0.1 * half)
+    assert summary == summarise(x)
+
+
+def test_summaries_where_there_is_nothing_to_resample():
+    assert summarise([2.5]) == (2.5, None, None, None, 1)
+    assert summarise([2.5] * 4) == (2.5, 0, 2.5, 2.5, 4)
+    assert summarise([2.5, float("inf")]) == (float("inf"), None, None, None, 2)
+
+
+def test_runs_are_compared_image_by_image(runs, evaluate):
+    out, files = evaluate(runs / "inpainting" / "one", runs / "inpainting" / "two")
+    one = means(files, "one")
+    for title in ("two", "baseline"):
+        less = [value - one[image] for image, value in means(files, title).items()]
+        summary = summary_of(files, title, "one")
+        assert summary["mean"] == pytest.approx(np.mean(less), abs=1e-3)
+        assert summary["sd"] == pytest.approx(np.std(less, ddof=1), rel=1e-2)
+        assert f"{np.mean(less):+.2f} ±" in out
+
+
+def test_runs_that_measured_something_else_are_not_compared(runs, refused, tmp_path):
+    one = runs / "inpainting" / "one"
+    assert "--by_task" in refused(one, runs / "enlarging" / "one")
+    assert "differ" in refused(runs / "inpainting" / "two", runs / "inpainting" / "one_again")
+    # The same settings and seed, and another measurement all the same.
+    altered = shutil.copytree(runs / "inpainting" / "two", tmp_path / "altered")
+    path = altered / "label" / "c.safetensors"
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors | {"y": tensors["y"] + 1e-6}, path, metadata=metadata)
+    assert "measurements of 'c' differ" in refused(one, altered)
+
+
+def test_several_tasks_in_one_table(runs, evaluate):
+    words = [runs / "inpainting" / "one", runs / "inpainting" / "two", runs / "enlarging" / "one", "--by_task"]
+    _, files = evaluate(*words)
+    summary = table(files["summary.csv"])
+    titles = list(dict.fromkeys(row["run"] for row in summary))
+    assert titles == [
+        "baseline of inpainting/one",
+        "inpainting/one",
+        "inpainting/two",
+        "baseline of enlarging/one",
+        "enlarging/one",
+    ]
+    pairs = {(row["run"], row["less"]) for row in summary if row["less"]}
+    assert pairs == {
+        ("baseline of inpainting/one", "inpainting/one"),
+        ("inpainting/two", "inpainting/one"),
+        ("baseline of enlarging/one", "enlarging/one"),
+    }
+
+
+def test_seeds_are_one_row_and_averaged_for_each_image(runs, evaluate):
+    one, again, two = (runs / "inpainting" / name for name in ("one", "one_again", "two"))
+    _, files = evaluate(one)
+    first = means(files, "one")
+    _, files = evaluate(again)
+    second = means(files, "one_again")
+    _, files = evaluate(two, one, again)
+    assert sum(row["run"] == "inpainting" for row in table(files["images.csv"])) == 6
+    both = [(first[image] + second[image]) / 2 for image in first]
+    summary = summary_of(files, "inpainting")
+    assert summary["n"] == 3
+    assert summary["mean"] == pytest.approx(np.mean(both), abs=1e-3)
+    assert summary["sd"] == pytest.approx(np.std(both, ddof=1), rel=1e-2)
+    # Compared is on the measurements that both have: those of the first seed.
+    less = [first[image] - value for image, value in means(files, "inpainting/two").items()]
+    assert summary_of(files, "inpainting", "inpainting/two")["mean"] == pytest.approx(np.mean(less), abs=1e-3)
+
+
+def test_a_run_without_truth_is_measured_by_the_rest(runs, evaluate, tmp_path):
+    blind = shutil.copytree(runs / "enlarging" / "one", tmp_path / "blind")
+    for path in (blind / "label").glob("*.png"):
+        path.unlink()
+    out, files = evaluate(blind)
+    assert "PSNR / dB" not in out
+    metrics = {row["metric"] for row in table(files["summary.csv"]) if row["run"] == "blind"}
+    assert metrics == {"residual", "noise", "seconds", "unet", "decoder_forward", "decoder_backward"}
+
+
+def test_failures_are_told(runs, evaluate, tmp_path):
+    some = shutil.copytree(runs / "enlarging" / "one", tmp_path / "some")
+    (some / "results" / "c.json").write_text(json.dumps({"image": "c", "sample": 0, "step": None, "reason": "why not"}))
+    out, _ = evaluate(some)
+    assert "some: 1 images could not be restored" in out
+    assert FinishedRun(some).rows.keys() == {"a", "b b"}
+
+
+def test_folders_of_pictures(runs, evaluate, refused, tmp_path):
+    one = runs / "inpainting" / "one"
+    (one / "recon" / "a.png").replace(tmp_path / "a.png")
+    try:
+        out, files = evaluate("--recon", one / "recon", "--reference", runs / "pictures")
+    finally:
+        (tmp_path / "a.png").replace(one / "recon" / "a.png")
+    assert "1 pictures have no partner" in out
+    rows = {row["image"]: row for row in table(files["images.csv"])}
+    assert rows.keys() == {"b b", "c"}
+    truth, image = pixels(runs / "pictures" / "c.png") / 255, pixels(one / "recon" / "c.png") / 255
+    assert float(rows["c"]["psnr"]) == pytest.approx(peak_signal_noise_ratio(truth, image, data_range=1), rel=1e-5)
+    shutil.rmtree(tmp_path / "tables")
+    write_pictures(tmp_path / "large", ["c.png"], SIDE * 2)
+    assert "c: picture and truth have different sizes: 32x32 and 64x64" in refused(
+        "--recon", one / "recon", "--reference", tmp_path / "large"
+    )
+    write_pictures(tmp_path / "others", ["z.png"])
+    assert "has the name of one in" in refused("--recon", one / "recon", "--reference", tmp_path / "others")
+
+
+def test_equal_pictures_leave_every_file_readable(runs, evaluate):
+    out, files = evaluate("--recon", runs / "pictures", "--reference", runs / "pictures")
+    assert " inf" in out
+    assert json.loads(files["evaluation.json"])["entries"][0]["summary"]["psnr"]["mean"] is None
+    assert table(files["images.csv"])[0]["psnr"] == "inf"
+
+
+def test_tables_to_paste(runs, evaluate):
+    _, files = evaluate(runs / "inpainting" / "one", runs / "inpainting" / "one_again", runs / "inpainting" / "two")
+    rows = [line for line in files["evaluation.md"].splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows[:5]}) == 1
+    assert sum("**" in line for line in rows) >= 1
+    body = files["evaluation.tex"]
+    assert body.count(r"\begin{tabular}") == body.count(r"\end{tabular}") == 2
+    for tabular in body.split(r"\toprule")[1:]:
+        lines = [line for line in tabular.splitlines() if "&" in line]
+        assert len({line.count("&") for line in lines}) == 1
+
+    content = json.loads(files["evaluation.json"])
+    assert [entry["title"] for entry in content["entries"]] == ["baseline", "inpainting", "inpainting/two"]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A torch.hub of a random AlexNet alone, in half the size."""
+    from torchvision.models import alexnet
+
+    hub = tmp_path_factory.mktemp("home") / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(alexnet(weights=None).half().state_dict(), hub / "alexnet-owt-7be5be79.pth")
+    return hub
+
+
+def test_lpips_is_the_packages_own(runs, evaluate, backbone, monkeypatch):
+    lpips = pytest.importorskip("lpips")
+    out, files = evaluate(runs / "inpainting" / "one", "--weights", backbone)
+    assert "no lpips_vgg: no vgg16-397923af.pth in" in out
+    monkeypatch.setenv("TORCH_HOME", str(backbone.parents[1]))
+    with pytest.warns(UserWarning, match="pretrained"):
+        theirs = lpips.LPIPS(net="alex", verbose=False)
+    rows = [row for row in table(files["images.csv"]) if row["run"] == "one"]
+    for row in rows:
+        paths = (runs / "inpainting" / "one" / kind / f"{row['image']}.png" for kind in ("label", "recon"))
+        pair = [lpips.im2tensor(pixels(path)) for path in paths]
+        assert float(row["lpips_alex"]) == pytest.approx(float(theirs(*pair)), rel=1e-4)
+    assert len({row["lpips_alex"] for row in rows}) == 3
+
+
+def test_weights_that_cannot_be_used(runs, refused, evaluate, tmp_path, monkeypatch):
+    one = runs / "inpainting" / "one"
+    assert "no alexnet-owt-7be5be79.pth in" in refused(one, "--lpips", "alex", "--weights", tmp_path)
+    assert "no weights-inception" in refused(one, "--fid", "--weights", tmp_path)
+    pytest.importorskip("lpips")
+    path = tmp_path / "alexnet.pth"
+    torch.save({"features.0.weight": torch.ones(3)}, path)
+    assert "is not the backbone alex" in refused(one, "--weights", tmp_path)
+    write_zip(path, dumps(Call(os.system, f"touch {tmp_path / 'sentinel'}")), {})
+    assert "is refused" in refused(one, "--lpips", "alex", "--weights", tmp_path)
+    assert not (tmp_path / "sentinel").exists()
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    assert "pip install lpips" in refused(one, "--lpips", "alex", "--weights", tmp_path)
+    assert "no lpips_alex: the package is missing (pip install lpips)" in evaluate(one, "--weights", tmp_path)[0]
+
+
+WORDS = [
+    ([], "give either runs, or --recon"),
+    (["RUN", "--recon", "RUN/recon"], "give either runs, or --recon"),
+    (["--recon", "RUN/recon"], "--reference"),
+    (["nowhere"], "no run in nowhere"),
+    (["RUN/label"], "no run in"),
+    (["RUN", "--lpips", "squeeze"], "squeeze"),
+    (["RUN", "--nothing"], "--nothing"),
+    (["--recon", "nowhere", "--reference", "RUN/label"], "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WORDS)
+def test_words_that_cannot_be_used(words, message, runs, refused):
+    folder = str(runs / "inpainting" / "one")
+    assert message in refused(*(word.replace("RUN", folder) for word in words))
+
+
+SPOILT = {
+    "settings.yaml": ("a: 1", "is not the record of a run"),
+    "results/a.json": ("{", "is damaged"),
+    "label/a.safetensors": ("{", "is not a readable measurement"),
+    "label/a.png": ("", "an empty file"),
+    "recon/a.png": (None, "recon/a.png"),
+    "progress/a/trace.csv": ("unet\nmany\n", "is not a readable trace"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_damaged_folder_is_told(name, runs, refused, tmp_path):
+    content, message = SPOILT[name]
+    folder = shutil.copytree(runs / "inpainting" / "one", tmp_path / "spoilt")
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    assert message in refused(folder)
+
+
+@pytest.mark.slow
+def test_fid_is_the_packages_own(runs, evaluate, tmp_path, monkeypatch):
+    fidelity = pytest.importorskip("torch_fidelity")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = tmp_path / "weights-inception-2015-12-05-6726825d.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        extractor = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+    torch.save(extractor.state_dict(), path)
+    folders = [runs / "inpainting" / "one" / kind for kind in ("recon", "label")]
+    out, files = evaluate(runs / "inpainting" / "one", "--fid", "--weights", tmp_path)
+    theirs = fidelity.calculate_metrics(
+        input1=str(folders[0]), input2=str(folders[1]), fid=True, cuda=False, verbose=False,
+        feature_extractor_weights_path=str(path),
+    )["frechet_inception_distance"]  # fmt: skip
+    (row,) = (row for row in table(files["summary.csv"]) if (row["run"], row["metric"]) == ("one", "fid"))
+    assert float(row["mean"]) == pytest.approx(theirs, rel=1e-4)
+    assert "compare it only with that of as many others" in out
