@@ -43,6 +43,7 @@ def record(args: Namespace, settings: Settings, device: "torch.device", plugins:
         "settings": asdict(settings),
         "run": {key: str(value) if isinstance(value, Path) else value for key, value in run.items()},
         "threads": args.threads,
+        **({"plugins": {"sha256": list(plugins)}} if plugins else {}),
         **made_by(args, device),
     }
 
@@ -53,7 +54,6 @@ def made_by(args: Namespace, device: "torch.device") -> dict[str, Any]:
     return {
         "checkpoint": {"sha256": sha256(args.diffusion_config)},
         "architecture": {"sha256": sha256(args.ldm_config)},
-        **({"plugins": {"sha256": list(plugins)}} if plugins else {}),
         "device": device_name(device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
