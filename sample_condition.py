@@ -197,10 +197,10 @@ def find_pictures(
     pictures = get_dataset(settings.data.name, settings.data.root, size=size, resize=args.resize, limit=args.limit)
     sizes = set()
 
-    def fits(height: int, width: int) -> None:
+    def fits(name: str, height: int, width: int) -> None:
         try:
             architecture.latent_shape(height, width)
-            task.operator.check_size(height, width)
+            task.operator.check_image(name, height, width)
         except UserError as error:
             remedy = f", or --resize center_crop|resize makes it {side}x{side}" if keeps_size else ""
             raise UserError(f"{error}{remedy}") from error
@@ -265,7 +265,7 @@ def measure(args: Namespace, task: "Task", name: str, truth: "Tensor") -> "Measu
 
     if args.measurement:
         return task.accept(read_measurement(args.measurement, name, task.settings), truth)
-    return task.measure(truth, *(random_stream(args.seed, name, purpose) for purpose in ("operator", "noise")))
+    return task.measure(truth, *(random_stream(args.seed, name, purpose) for purpose in ("operator", "noise")), name)
 
 
 def problem(job: Job, measurement: "Measurement", model: "LatentDiffusion", shape: Sequence[int]) -> "InverseProblem":

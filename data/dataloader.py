@@ -115,23 +115,23 @@ class PictureFolder(Dataset):
         """
         return self[self.names.index(name)]
 
-    def problems(self, fits: Callable[[int, int], Any] | None = None) -> dict[str, str]:
+    def problems(self, fits: Callable[[str, int, int], Any] | None = None) -> dict[str, str]:
         """Return what is wrong with each picture that cannot be used, by name, from the headers; nothing is decoded.
 
         Args:
-            fits: raises a UserError for a (height, width) that cannot be used.
+            fits: raises a UserError for a name, a height and a width that cannot be used.
         """
         problems = {}
         for name, path in self.pictures:
             try:
                 check_picture(path, self.size, self.resize)
                 if fits is not None:
-                    self._check_fit(path, fits)
+                    self._check_fit(name, path, fits)
             except UserError as error:
                 problems[name] = str(error)
         return problems
 
-    def check(self, fits: Callable[[int, int], Any] | None = None) -> None:
+    def check(self, fits: Callable[[str, int, int], Any] | None = None) -> None:
         """Check every picture's header; see `problems`.
 
         Raises:
@@ -143,9 +143,9 @@ class PictureFolder(Dataset):
         if problems:
             raise UserError("\n".join(problems))
 
-    def _check_fit(self, path: Path, fits: Callable[[int, int], Any]) -> None:
+    def _check_fit(self, name: str, path: Path, fits: Callable[[str, int, int], Any]) -> None:
         try:
-            fits(*(self.size or read_size(path)))
+            fits(name, *(self.size or read_size(path)))
         except UserError as error:
             raise UserError(f"{str(path)!r}: {error}") from error
 

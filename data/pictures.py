@@ -1,24 +1,20 @@
 """Picture files on disk: finding, naming and checking them, reading them as 8-bit RGB. Imports no torch."""
 
 import hashlib
-import io
 import os
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from util.errors import UserError
+from util.picture_files import SUFFIXES, opened
 from util.registry import unknown
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # what is opened, whatever a file's suffix says
 RESIZE_METHODS = ("error", "center_crop", "resize")
 MIN_SIDE = 8  # pixels; below it a picture has not even one cell of an f = 8 latent
 MAX_NAME_BYTES = 200  # of the usual limit of 255, so that endings such as `_s0.safetensors` still fit
@@ -112,7 +108,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
         UserError: the file is missing, no picture of a known format, declares more pixels than Pillow deems safe
             (``PIL.Image.MAX_IMAGE_PIXELS``), or fewer than ``MIN_SIDE`` a side.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         # Pillow rotates TIFF sizes itself; for a PNG without EXIF in its header, asking would decode the whole picture.
         ask = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
@@ -154,7 +150,7 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None, resize: 
         UserError: as ``check_picture``, and when the pixels cannot be decoded (a truncated file, say).
     """
     check_picture(path, size, resize)
-    with _opened(path) as image:
+    with opened(path) as image:
         image = _to_rgb(ImageOps.exif_transpose(image))
     if size is None or image.size == size[::-1]:
         return image
@@ -167,36 +163,8 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None, resize: 
 
 def decode_picture(name: str, content: bytes) -> Image.Image:
     """As `read_picture`, whatever the size, from the bytes of a file called ``name`` (a member of an archive, say)."""
-    with _opened(name, content) as image:
+    with opened(name, content) as image:
         return _to_rgb(ImageOps.exif_transpose(image))
-
-
-@contextmanager
-def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open a picture, turning whatever its bytes make Pillow raise, inside the ``with`` block too, into UserError.
-
-    With ``content``, those are its bytes, and ``path`` is only what errors call it.
-    """
-    shown = repr(str(path))
-    if content is None and not os.path.isfile(path):
-        raise UserError(f"{shown}: no such file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of odd metadata; what matters is raised as well
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
-                yield image
-    except (UserError, MemoryError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = Image.MAX_IMAGE_PIXELS
-        raise UserError(f"{shown}: declares more than {limit} pixels; scale it down first") from None
-    except UnidentifiedImageError:
-        size = os.path.getsize(path) if content is None else len(content)
-        what = "not a picture of a known format" if size else "an empty file"
-        raise UserError(f"{shown}: {what} ({', '.join(FORMATS)} can be read)") from None
-    except Exception as error:  # a decoder that meets damaged bytes may raise anything
-        raise UserError(f"{shown}: cannot read this picture: {error or type(error).__name__}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

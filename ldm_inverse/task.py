@@ -85,10 +85,16 @@ class Task:
     def _conditioning(self, model: Any) -> Any:
         return get_conditioning_method(self._method, model, self.operator, self.noise, **self._params)
 
-    def measure(self, image: Tensor, rng: np.random.RandomState, noise_rng: np.random.RandomState) -> Measurement:
-        """Degrade images (B, 3, H, W) in [-1, 1]: draw the operator's state from one stream, the noise from another."""
+    def measure(
+        self, image: Tensor, rng: np.random.RandomState, noise_rng: np.random.RandomState, name: str | None = None
+    ) -> Measurement:
+        """Degrade images (B, 3, H, W) in [-1, 1]: draw the operator's state from one stream, the noise from another.
+
+        ``name`` is that of a single image, for which there may be state of its own (`Operator.draw_for`).
+        """
         image = image.to(self._device)
-        state = self.operator.draw(image.shape, rng)
+        draw = self.operator.draw if name is None else partial(self.operator.draw_for, name)
+        state = draw(image.shape, rng)
         state = {name: tensor.to(self._device) for name, tensor in state.items()}
         with torch.no_grad():
             return Measurement(self.noise(self.operator(image, **state), noise_rng, **state), state)

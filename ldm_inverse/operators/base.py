@@ -43,6 +43,20 @@ class Operator(nn.Module):
             UserError: it cannot; the message says which sizes it can.
         """
 
+    def check_image(self, name: str, height: int, width: int) -> None:
+        """Check that the operator can take the image of a name; by default any of a size that it can take.
+
+        Raises:
+            UserError: it cannot.
+        """
+        self.check_size(height, width)
+
+    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+        """Return the (height, width) of images whose measurements have the shape ``measured``, (1, ...), or the largest
+        such; by default its last two sides.
+        """
+        return measured[-2], measured[-1]
+
     def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
         """Draw the operator's random state for images of ``shape`` (B, 3, H, W), one image after the other.
 
@@ -50,6 +64,10 @@ class Operator(nn.Module):
             the keywords for `forward`; empty when nothing is random.
         """
         return {}
+
+    def draw_for(self, name: str, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
+        """Draw the random state for the image of a name, (1, 3, H, W): as `draw`, unless there is state for names."""
+        return self.draw(shape, rng)
 
     def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         """Return A(x)."""

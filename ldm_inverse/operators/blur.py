@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm_inverse.baselines import wiener
 from ldm_inverse.operators.base import OPERATORS, Operator, linear_map
 from ldm_inverse.operators.convolution import ReflectedCorrelation, too_small
+from util.array_files import read_numbers
 from util.checks import odd_number, real_number
 from util.errors import UserError
 from util.motion_blur import motion_blur_kernel
@@ -94,7 +95,8 @@ class MotionBlur(Blur):
         kernel_size: side of the kernels to draw in pixels, odd, from 3.
         intensity: how crooked the camera's path is, from 0 (nearly straight) to 1.
         kernel: a kernel for every image; then nothing is drawn and the other two are not used. An array (kh, kw) with
-            odd sides, or the path of a .npy file or of a picture (read as grey). It is divided by its sum.
+            odd sides, or the path of a .npy file, a .safetensors file of one array, or a picture (read as grey). It is
+            divided by its sum. It is correlated with the image: of a point it makes the kernel turned by 180 degrees.
 
     Raises:
         UserError: a value out of range, or a kernel that cannot be read or used.
@@ -142,7 +144,11 @@ def given_kernel(kernel: ArrayLike | str | PathLike) -> np.ndarray:
     """
     name = "kernel"
     if isinstance(kernel, str | PathLike):
-        name, kernel = f"kernel {kernel}", _read_kernel(Path(kernel))
+        name = f"kernel {kernel}"
+        try:
+            kernel = read_numbers(Path(kernel))
+        except UserError as error:
+            raise UserError(f"kernel {error}") from error
     try:
         array = np.asarray(kernel, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -154,15 +160,3 @@ def given_kernel(kernel: ArrayLike | str | PathLike) -> np.ndarray:
         raise UserError(f"{name}: expected finite entries, none negative, not all zero")
     # A kernel rounded to float32 sums to one only nearly; dividing would round it a second time.
     return array if abs(total - 1) < 1e-5 else array / total
-
-
-def _read_kernel(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        if path.suffix.lower() == ".npy":
-            return np.load(path, allow_pickle=False)
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("F"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"kernel {path}: cannot be read as a .npy array or a picture: {error}") from error

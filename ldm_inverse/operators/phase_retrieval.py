@@ -1,5 +1,7 @@
 """The magnitude of a Fourier transform."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,9 @@ class PhaseRetrieval(Operator):
     def __init__(self, oversample: float = 2.0) -> None:
         super().__init__()
         self.pad = int(real_number("oversample", oversample, 0, 16) / 8.0 * 256)
+
+    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+        return measured[-2] - 2 * self.pad, measured[-1] - 2 * self.pad
 
     def forward(self, x: Tensor) -> Tensor:
         padded = F.pad(x, (self.pad,) * 4)

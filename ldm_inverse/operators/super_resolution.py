@@ -45,12 +45,15 @@ class SuperResolution(Operator):
                 f"sides of {self.scale_factor} or more are needed"
             )
 
+    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+        return measured[-2] * self.scale_factor, measured[-1] * self.scale_factor
+
     def forward(self, x: Tensor) -> Tensor:
         return self._resize(x.shape[-2:], x).apply(x)
 
     def transpose(self, y: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Return A^T y; ``shape`` is the image's, by default the measurement's sides times the factor."""
-        size = [n * self.scale_factor for n in y.shape[-2:]] if shape is None else shape[-2:]
+        size = self.image_size(y.shape) if shape is None else shape[-2:]
         return self._resize(size, y).adjoint(y)
 
     def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
