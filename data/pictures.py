@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from data.picture_list import read_list
 from util.errors import UserError
 from util.picture_files import SUFFIXES, opened
 from util.registry import unknown
@@ -28,15 +29,21 @@ class Picture(NamedTuple):
 
 
 def find_pictures(root: str | Path) -> list[Picture]:
-    """List the pictures below a folder, or the one picture that ``root`` is, sorted by relative path.
+    """List the pictures below a folder, sorted by relative path; or the one picture that ``root`` is; or those that the
+    text file ``root`` (.txt) names, in its order (`read_list`), each called by its path without ``..`` and the root.
 
     Subfolders are searched; links are followed, and a folder that is reached twice (a loop of links) is listed once.
     Hidden files and folders are left out. A link that leads nowhere is listed: reading it says so.
 
     Raises:
-        UserError: ``root`` does not exist, a folder cannot be read, or there is no picture.
+        UserError: ``root`` does not exist, a folder or list cannot be read, or there is no picture.
     """
     root = Path(root)
+    if os.path.isfile(root) and root.suffix.lower() == ".txt":
+        paths = read_list(root)
+        below = [Path(*(part for part in path.parts if part not in ("..", path.anchor))) for path in paths]
+        names = picture_names(below, paths)
+        return [Picture(name, root.parent / path) for name, path in zip(names, paths, strict=True)]
     if os.path.isfile(root):
         return [Picture(picture_names([Path(root.name)])[0], root)]
     if not os.path.isdir(root):
@@ -68,12 +75,13 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield path.relative_to(root)
 
 
-def picture_names(paths: list[Path]) -> list[str]:
+def picture_names(paths: list[Path], whole: list[Path] | None = None) -> list[str]:
     """Give each of the relative ``paths`` a name of its own, fit for a file name.
 
     The name is the stem, after the names of its folders (``a/b.png`` is ``a_b``). Names that clash keep their suffix
     (``b.png`` and ``b.jpg`` are ``b_png`` and ``b_jpg``); should that clash too, or be too long for a file system, a
-    hash of the path is added. Control characters become ``_``. A name never depends on the order of the files.
+    hash of the path is added, of that in ``whole`` where given. Control characters become ``_``. A name never depends
+    on the order of the files.
     """
     names = [_printable("_".join((*path.parent.parts, path.stem))) for path in paths]
     names = [
@@ -82,7 +90,7 @@ def picture_names(paths: list[Path]) -> list[str]:
     ]
     return [
         _with_hash(name, path) if clash or len(name.encode()) > MAX_NAME_BYTES else name
-        for name, path, clash in zip(names, paths, _clashes(names), strict=True)
+        for name, path, clash in zip(names, whole or paths, _clashes(names), strict=True)
     ]
 
 

@@ -98,7 +98,12 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         help="run this Python file first: it registers operators, noises or other parts of your own "
         "(docs/OPERATORS.md); may be given several times. --from runs the same files again, unless they changed",
     )
-    group.add_argument("--data", metavar="DIR|FILE", help="pictures to restore, instead of the task's data.root")
+    group.add_argument(
+        "--data",
+        metavar="DIR|FILE",
+        help="pictures to restore, instead of the task's data.root: a folder, a picture, or a .txt file that names one "
+        "on each line, relative to its own folder",
+    )
     group.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N pictures")
     group.add_argument(
         "--resize",
@@ -163,6 +168,12 @@ def _add_solver(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="SCALE",
         help="classifier-free guidance, for class-conditional models; 1 is none (default: 1.0, or the preset's)",
+    )
+    group.add_argument(
+        "--class_label",
+        metavar="N|NAME",
+        help="the class that a class-conditional model is asked for; names are those in a text file beside its "
+        "configuration, MODEL.classes.txt, where line n is class n - 1",
     )
     group.add_argument(
         "--n_samples_per_class",

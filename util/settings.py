@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from util.class_names import class_number
 from util.errors import UserError
 from util.registry import unknown
 from util.yaml_files import load_yaml
@@ -158,6 +159,8 @@ def read_settings(args: Namespace) -> Settings:
             layers.append((str(preset), load_yaml(preset)))
     layers.append(("command line", from_words(args.settings)))
     explicit = {key: getattr(args, key) for key in ("ddim_steps", "ddim_eta", "ddim_scale", "precision")}
+    if args.class_label is not None:
+        explicit["class_label"] = class_number(args.class_label, args.ldm_config)
     layers.append(("command line", {key: value for key, value in explicit.items() if value is not None}))
     if args.data is not None:
         layers.append(("command line", {"data": {"root": args.data}}))

@@ -121,3 +121,47 @@ def test_a_closed_subfolder_is_named(tmp_path):
             find_pictures(tmp_path)
     finally:
         (tmp_path / "closed").chmod(0o700)
+
+
+def listed(folder, *lines):
+    (folder / "list.txt").write_text("\n".join(lines))
+    return find_pictures(folder / "list.txt")
+
+
+def test_a_list_names_pictures_relative_to_its_folder_in_its_order(tmp_path):
+    touch(tmp_path, "in/z.png", "in/sub/a.png", "other.jpg")
+    (tmp_path / "in" / "list.txt").write_bytes(b"\xef\xbb\xbfz.png\r\n\r\nsub/a.png\n../other.jpg\n")
+    found = find_pictures(tmp_path / "in" / "list.txt")
+    assert [name for name, _ in found] == ["z", "sub_a", "other"]
+    assert [path.resolve() for _, path in found] == [tmp_path / p for p in ("in/z.png", "in/sub/a.png", "other.jpg")]
+
+
+def test_a_lists_names_are_those_of_the_folder_and_kept_apart(tmp_path):
+    touch(tmp_path, "a.png", "a.jpg", "sub/a.png")
+    assert [name for name, _ in listed(tmp_path, "sub/a.png", "a.png", "a.jpg")] == ["sub_a", "a_png", "a_jpg"]
+    absolute = listed(tmp_path, str(tmp_path / "a.png"))[0]
+    assert absolute.path == tmp_path / "a.png"
+    assert absolute.name == "_".join([*tmp_path.parts[1:], "a"])
+    first, second = (name for name, _ in listed(tmp_path, "a.png", "../a.png"))
+    assert first.startswith("a_png_")
+    assert second.startswith("a_png_")
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "no pictures in this list"),
+        (b"\n \n", "no pictures in this list"),
+        (b"a.png\nb.png\na.png", "line 3: 'a.png' is there already, in line 1"),
+        (b"a.png\n..", "line 2: '..' is no file's path"),
+        (b"/", "no file's path"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"a\0b", "no list of pictures"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(content, told, tmp_path):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UserError, match=told) as caught:
+        find_pictures(tmp_path / "list.txt")
+    assert "list.txt" in str(caught.value)
