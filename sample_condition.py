@@ -61,6 +61,7 @@ def restore_images(args: Namespace) -> int:
                 restore_picture(args, job, model, run, name)
             run.write_tables()
         run.write_tables()
+        run.write_report()
     if first:
         print(run.table())
     return int(run.has_failures(images))

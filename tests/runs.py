@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -27,9 +28,19 @@ def _without_seconds(path: str, content: bytes) -> object:
         rows = list(csv.reader(io.StringIO(content.decode())))
         kept = [place for place, column in enumerate(rows[0]) if column != "seconds"]
         return [[row[place] for place in kept] for row in rows]
+    if path == "report.html":
+        found = shown(content)
+        for row in found["rows"]:
+            del row["values"]["seconds"]
+        return found
     if path.startswith("results/"):
         return {key: value for key, value in json.loads(content).items() if key != "seconds"}
     return content
+
+
+def shown(page: bytes) -> dict[str, object]:
+    """Return what the script of a `report.html` is given to show."""
+    return json.loads(re.search(rb'<script type="application/json" id="run">(.*?)</script>', page)[1])
 
 
 def start(words: list[str]) -> multiprocessing.Process:

@@ -126,13 +126,41 @@ def test_metrics_are_scikit_images_on_the_written_pictures(finished):
 
 def test_the_trace_tells_every_step_and_stage(finished):
     trace = rows(finished / "progress" / "a_png" / "trace.csv")
-    passes = "unet,decoder_forward,decoder_backward"
-    assert ",".join(trace[0]) == f"step,timestep,stage,iterations,first_loss,last_loss,stop,{passes},seconds"
+    columns = "iterations,first_loss,last_loss,target,noise_floor,stop,unet,decoder_forward,decoder_backward,seconds"
+    assert ",".join(trace[0]) == f"step,timestep,stage,{columns}"
     assert [row["step"] for row in trace if row["stage"] == "soft"] == list("012345")
     assert [row["stage"] for row in trace if row["stage"] != "soft"] == ["pixel"] * 3 + ["latent", "final"]
     final = trace[-1]
     assert (final["iterations"], final["stop"]) == ("2", "limit")
     assert float(final["first_loss"]) > 0
+    kept = load_file(finished / "label" / "a_png.safetensors")["mask"].mean().item()
+    for row in trace:
+        assert float(row["noise_floor"]) == pytest.approx(0.01**2 * kept, rel=1e-4)
+        assert row["target"] == ("" if row["stage"] == "soft" else "1e-06")  # the published code's eps, squared
+
+
+def test_the_losses_of_every_optimisation_are_kept_and_drawn(finished):
+    folder = finished / "progress" / "a_png"
+    trace, losses = rows(folder / "trace.csv"), rows(folder / "losses.csv")
+    assert list(losses[0]) == ["step", "stage", "iteration", "loss"]
+    for event in trace:
+        own = [row for row in losses if (row["step"], row["stage"]) == (event["step"], event["stage"])]
+        assert [row["iteration"] for row in own] == [str(number) for number in range(max(int(event["iterations"]), 1))]
+        if event["stage"] == "soft":  # its norm, as a mean square over the measurement's entries
+            assert float(own[0]["loss"]) == pytest.approx(float(event["last_loss"]) ** 2 / (3 * SIDE**2), rel=1e-4)
+        else:
+            assert (own[0]["loss"], own[-1]["loss"]) == (event["first_loss"], event["last_loss"])
+    assert (folder / "residual.svg").read_text().startswith("<svg")
+
+
+def test_an_animation_goes_through_the_estimates_to_the_restoration(finished):
+    folder = finished / "progress" / "a_png"
+    with Image.open(folder / "estimate.webp") as moving:
+        assert moving.n_frames == len(list(folder.glob("step_*.png"))) + 1
+        for frame, path in ((0, folder / "step_0000.png"), (moving.n_frames - 1, finished / "recon" / "a_png.png")):
+            moving.seek(frame)
+            error = np.abs(np.asarray(moving.convert("RGB"), dtype=float) - pixels(path))
+            assert error.mean() < 8
 
 
 def test_progress_has_the_evolving_estimate(finished):

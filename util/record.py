@@ -83,7 +83,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], keys: tuple[str, ...] = DECIDING) -> list[str]:
     """Return in what an earlier run's record differs from another's, a line each, as far as ``keys`` (prefixes) say."""
-    before, now = _flat(found), _flat(json.loads(json.dumps(wanted)))
+    before, now = flat(found), flat(json.loads(json.dumps(wanted)))
     if now["threads"] is None:
         now["threads"] = before.get("threads")
     return [
@@ -93,12 +93,12 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], keys: tuple
     ]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested mappings by their dotted keys; tuples become lists, as a file gives them back."""
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: list(tree) if isinstance(tree, tuple) else tree}
     items = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in tree.items())
-    return {key: leaf for path, value in items for key, leaf in _flat(value, path).items()}
+    return {key: leaf for path, value in items for key, leaf in flat(value, path).items()}
 
 
 def recorded_arguments(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What is written of a restoration while it lasts: its estimate, its trace, its state."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from util.run import TRACE, RunFolder, state_path
 from util.sampler_state import Progress, SamplerState
 
 PROGRESS_PICTURES = 8
+CURVE_POINTS = 200
 
 
 class Recorder:
@@ -47,7 +48,8 @@ class Recorder:
         progress = sampler_state.read(self._run.root / state_path(self._name), generator) if self._minutes else None
         if progress is None:
             return None
-        self.trace, self.seconds = progress.trace, progress.seconds
+        blank = {**dict.fromkeys(TRACE), "losses": []}  # an earlier version's state has fewer columns
+        self.trace, self.seconds = [{**blank, **row} for row in progress.trace], progress.seconds
         LOGGER.info("%s: going on after %d of %d steps", self._name, progress.state.done, self._steps)
         return progress.state
 
@@ -64,8 +66,9 @@ class Recorder:
 
     def event(self, event: Any) -> None:
         """Keep an event of the sampler (a dataclass instance with the attributes `TRACE`)."""
-        self.trace.append({key: getattr(event, key) for key in TRACE})
-        cells = {key: cell(value) for key, value in self.trace[-1].items()}
+        row = {key: getattr(event, key) for key in TRACE}
+        self.trace.append({**row, "losses": thinned(event.losses)})
+        cells = {key: cell(value) for key, value in row.items()}
         LOGGER.debug("%s: %s", self._name, " ".join(f"{key}={text}" for key, text in cells.items() if text))
 
     def estimate(self, latent: Tensor, step: int) -> None:
@@ -83,3 +86,11 @@ class Recorder:
         if self._minutes and self._latest is not None:
             self._run.write_state(self._name, self._latest)
             self._written = time.monotonic()
+
+
+def thinned(losses: Sequence[float], most: int = CURVE_POINTS) -> list[tuple[int, float]]:
+    """Return losses with their iterations (from 0): all, or the first, the last and so many evenly between."""
+    if len(losses) <= most:
+        return list(enumerate(losses))
+    chosen = (round(place * (len(losses) - 1) / (most - 1)) for place in range(most))
+    return [(iteration, losses[iteration]) for iteration in chosen]

@@ -59,6 +59,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: delete it, and its restoration is made again ({error!r})") from error
 
 
+def restoration_name(image: str, sample: int | str, samples: int) -> str:
+    """Return a restoration's name: the image's own, with `_s0`, `_s1`, ... where there are several (``samples``)."""
+    return image if samples == 1 else f"{image}_s{sample}"
+
+
 def has_failed(row: Mapping[str, Any]) -> bool:
     """Tell a row of `failed.csv` from one of `metrics.csv`."""
     return "reason" in row

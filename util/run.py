@@ -20,17 +20,22 @@ from safetensors.torch import save
 from torch import Tensor
 
 from util import results, sampler_state
+from util.animation import animation
 from util.claims import POLL, Claims
 from util.errors import ImageError, UserError
 from util.files import write_whole
 from util.logger import LOGGER
 from util.metrics import to_uint8
 from util.record import CIRCUMSTANCES, differences, read_record
-from util.results import FAILED, METRICS, Results, csv_of, has_failed
+from util.report import REPORT, report
+from util.residual_plot import residual_plot
+from util.results import FAILED, METRICS, Results, csv_of, has_failed, restoration_name
 from util.sampler_state import Progress
 
 PASSES = ("unet", "decoder_forward", "decoder_backward")
-TRACE = ("step", "timestep", "stage", "iterations", "first_loss", "last_loss", "stop", *PASSES, "seconds")
+LOSSES = ("first_loss", "last_loss", "target", "noise_floor")
+TRACE = ("step", "timestep", "stage", "iterations", *LOSSES, "stop", *PASSES, "seconds")
+CURVE = ("step", "stage", "iteration", "loss")
 FOLDERS = ("input", "label", "recon", "progress", "results")
 SETTINGS = "settings.yaml"
 ALL = "run"  # the claim to what belongs to no single image
@@ -42,8 +47,9 @@ class RunFolder:
     `input/`, `label/` and `recon/` hold one PNG for each restoration, of the same name in each: the measurement, the
     truth and the restoration. `label/<image>.safetensors` is the exact measurement with what the operator drew for it;
     `progress/<restoration>/` the evolving estimate and `trace.csv`. `results/<restoration>.json` comes last: where it
-    is, all else is there. `metrics.csv` and `failed.csv` are made of these; `settings.yaml` is for all; `log/` has one
-    file for each process. `.claims/` says who works on what, while someone does.
+    is, all else is there. `metrics.csv` and `failed.csv` are made of these, and `report.html` of everything;
+    `settings.yaml` is for all; `log/` has one file for each process. `.claims/` says who works on what, while someone
+    does.
 
     Args:
         root: the folder; it is made when the first file is written.
@@ -59,8 +65,8 @@ class RunFolder:
         self._scratch: Path | None = None  # where the files of the image in hand are written first
 
     def name(self, image: str, sample: int) -> str:
-        """Return the name of a restoration: the image's own, with `_s0`, `_s1`, ... where there are several."""
-        return image if self.samples == 1 else f"{image}_s{sample}"
+        """Return the name of a restoration (`restoration_name`)."""
+        return restoration_name(image, sample, self.samples)
 
     def _names(self) -> Iterator[str]:
         return (self.name(image, sample) for image in self.images for sample in range(self.samples))
@@ -144,7 +150,7 @@ class RunFolder:
         for folder in FOLDERS:
             if (self.root / folder).is_dir():
                 shutil.rmtree(self.root / folder)
-        for file in ("metrics.csv", "failed.csv"):
+        for file in ("metrics.csv", "failed.csv", REPORT):
             (self.root / file).unlink(missing_ok=True)
         self._results = Results(self.root / "results")
 
@@ -207,6 +213,8 @@ class RunFolder:
         name = self.name(image, sample)
         for folder, picture in (("input", measurement), ("label", truth), ("recon", restoration)):
             self.write_picture(folder, name, to_uint8(picture))
+        estimates = sorted((self.root / "progress" / name).glob("step_*.png"))
+        self._write(f"progress/{name}/estimate.webp", animation([*estimates, self.root / "recon" / f"{name}.png"]))
 
     def write_picture(self, folder: str, name: str, picture: np.ndarray) -> None:
         """Write 8-bit pixels (H, W, 3) or (H, W, 1) as `<folder>/<name>.png`."""
@@ -221,8 +229,16 @@ class RunFolder:
         self._write(f"label/{image}.safetensors", content)
 
     def write_trace(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write what the sampler did as `trace.csv` beside the progress."""
+        """Write what the sampler did beside the progress: `trace.csv`, its rows' ``losses`` (pairs of an iteration and
+        a loss) as `losses.csv`, and drawn as `residual.svg`."""
         self._write(f"progress/{name}/trace.csv", csv_of(TRACE, rows))
+        points = (
+            {"step": row["step"], "stage": row["stage"], "iteration": iteration, "loss": loss}
+            for row in rows
+            for iteration, loss in row["losses"]
+        )
+        self._write(f"progress/{name}/losses.csv", csv_of(CURVE, points))
+        self._write(f"progress/{name}/residual.svg", residual_plot(rows).encode())
 
     def write_state(self, name: str, progress: Progress) -> None:
         """Write where a restoration stands, for a later process to go on from."""
@@ -259,6 +275,12 @@ class RunFolder:
                 write_whole(self.root / "failed.csv", csv_of(FAILED, failed), scratch)
             else:
                 (self.root / "failed.csv").unlink(missing_ok=True)
+
+    def write_report(self) -> None:
+        """Write `report.html`, the page of what is in the folder by now, after its tables."""
+        with self._claims.wait(ALL) as scratch:
+            write_whole(self.root / REPORT, report(self.root), scratch)
+        LOGGER.info("report: %s", self.root / REPORT)
 
     def has_failures(self, images: Sequence[str]) -> bool:
         """Tell whether a restoration of one of these images has failed."""

@@ -199,10 +199,14 @@ class DDIMSampler:
             raise UserError(f"{len(generator)} generators for a batch of {batch_size}: must be one, or one each")
         z = _start(x_T, batch_size, shape, measurement, conditioning, generator)
         counter = passes_of(self.model)
-        watch = Watch(self.schedule, callback, img_callback, log_every_t, verbose, counter, done, state_callback)
+        state = operator_state or {}
+        problem = InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma, initial, state)
+        watch = Watch(
+            self.schedule, callback, img_callback, log_every_t, verbose, counter, done, state_callback, problem
+        )
         z = solve(
             self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator),
-            InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma, initial, operator_state or {}),
+            problem,
             z,
             settings or ResampleSettings(),
             watch,

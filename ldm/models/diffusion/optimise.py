@@ -47,11 +47,13 @@ class StopRule:
 
 @dataclass(frozen=True)
 class Minimum:
-    """What `minimise` found: ``x`` (B, ...), and for each sample its losses and why it stopped."""
+    """What `minimise` found: ``x`` (B, ...), and for each sample its losses, why it stopped, and the loss that it was to
+    get below (None: there is no such rule)."""
 
     x: Tensor
     losses: list[list[float]]
     stops: list[str]
+    targets: list[float | None]
 
 
 def minimise(
@@ -111,7 +113,7 @@ def minimise(
             if stops[row]:
                 result[row] = iteration.x[position]
         descent.leave_out(stops)
-    return Minimum(result, losses, stops)
+    return Minimum(result, losses, stops, [rule.threshold or None for rule in rules])
 
 
 class _Iteration:

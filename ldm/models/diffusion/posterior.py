@@ -103,6 +103,10 @@ class TraceEvent:
             "pixel" or "latent", the "final" latent stage, or what "refine" does to the decoded image.
         iterations: optimiser iterations.
         first_loss, last_loss: mean squared residuals; for "soft" both are the norm that the step descends.
+        losses: mean squared residuals before each iteration; for "soft" the one of the estimate, where the norm is the
+            residual's own.
+        target: the loss that the optimisation stops below; None where it has no such rule.
+        noise_floor: mean square of the noise, which the residual of the true image has; None where it is not known.
         stop: why the optimisation stopped; "" where there was none.
         seconds: since the event before.
         sample: position in the batch.
@@ -122,6 +126,9 @@ class TraceEvent:
     unet: int = 0
     decoder_forward: int = 0
     decoder_backward: int = 0
+    losses: Sequence[float] = ()
+    target: float | None = None
+    noise_floor: float | None = None
 
 
 class Watch:
@@ -136,6 +143,7 @@ class Watch:
         passes: counts the passes of the model that is sampled.
         done: steps that are done already: the run begins after them.
         state_callback: receives the latent (B, C, h, w) and the number of steps done, once a step.
+        problem: what is solved; with it events tell the noise's floor.
     """
 
     def __init__(
@@ -148,8 +156,9 @@ class Watch:
         passes: PassCounter | None = None,
         done: int = 0,
         state_callback: Callable[[Tensor, int], Any] | None = None,
+        problem: InverseProblem | None = None,
     ):
-        self.done, self.state_callback = done, state_callback
+        self.done, self.state_callback, self.problem = done, state_callback, problem
         self.schedule, self.callback, self.img_callback = schedule, callback, img_callback
         self.log_every_t, self.progress = log_every_t, progress
         self.intermediates: dict[str, list[Tensor]] = {"x_inter": [], "pred_x0": []}
@@ -171,7 +180,13 @@ class Watch:
             self._report(step, "ddim", [{}] * batch)
         elif self.callback is not None:  # reading the norm waits for the device: only where someone looks
             norms = norm.detach().flatten().expand(batch).tolist()
-            self._report(step, "soft", [{"first_loss": value, "last_loss": value} for value in norms])
+            fields = [{"first_loss": value, "last_loss": value} for value in norms]
+            if self.problem is not None:
+                entries = self.problem.measurement[0].numel()
+                for sample, floor in zip(fields, self._noise_floors(batch), strict=True):
+                    # Noise of unknown level is noise that depends on the signal: its norm is weighted.
+                    sample["losses"] = () if floor is None else (sample["last_loss"] ** 2 / entries,)
+            self._report(step, "soft", fields)
 
     def optimised(self, step: int, stage: str, minimum: Minimum) -> None:
         """Report an optimisation of all samples."""
@@ -179,8 +194,11 @@ class Watch:
             step,
             stage,
             [
-                {"iterations": len(losses), "first_loss": losses[0], "last_loss": losses[-1], "stop": stop}
-                for losses, stop in zip(minimum.losses, minimum.stops, strict=True)
+                {
+                    **{"iterations": len(losses), "first_loss": losses[0], "last_loss": losses[-1]},
+                    **{"losses": losses, "target": target, "stop": stop},
+                }
+                for losses, target, stop in zip(minimum.losses, minimum.targets, minimum.stops, strict=True)
             ],
         )
 
@@ -192,9 +210,15 @@ class Watch:
         if losses:
             self.bar.set_postfix(stage=stage, loss=f"{sum(losses) / len(losses):.2e}", refresh=False)
         if self.callback is not None:
+            floors = self._noise_floors(len(samples))
             for sample, fields in enumerate(samples):
-                passes = self._passes(sample)
-                self.callback(TraceEvent(step, timestep, stage, seconds=seconds, sample=sample, **fields, **passes))
+                about = {"seconds": seconds, "sample": sample, "noise_floor": floors[sample]}
+                self.callback(TraceEvent(step, timestep, stage, **about, **fields, **self._passes(sample)))
+
+    def _noise_floors(self, batch: int) -> list[float | None]:
+        """The mean square of the noise of each sample's measurement."""
+        sigmas = [None] * batch if self.problem is None else self.problem.sigmas(batch)
+        return [None if sigma is None else sigma**2 for sigma in sigmas]
 
     def _passes(self, sample: int) -> dict[str, int]:
         """What the networks did for a sample since the event before, as keywords of a TraceEvent."""

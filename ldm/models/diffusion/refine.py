@@ -48,7 +48,7 @@ def refine(problem: InverseProblem, image: Tensor, settings: RefineSettings) -> 
 
     optimiser.step(objective)
     limit = optimiser.state[u]["n_iter"] >= settings.max_iters
-    return Minimum(refined().detach(), [losses], ["limit" if limit else "plateau"])
+    return Minimum(refined().detach(), [losses], ["limit" if limit else "plateau"], [None])
 
 
 def gaussian_blur(deviation: float) -> Callable[[Tensor], Tensor]:

@@ -122,7 +122,12 @@ class Solver:
         started = time.perf_counter()
         minimum = refine(problem.select([sample], len(image)), image[sample : sample + 1], self.settings.refine)
         losses, stop = minimum.losses[0], minimum.stops[0]
-        seconds = time.perf_counter() - started
-        callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, seconds, sample))
+        about = {
+            "seconds": time.perf_counter() - started,
+            "sample": sample,
+            "losses": losses,
+            "noise_floor": problem.sigmas(len(image))[sample] ** 2,  # known, or the settings are refused
+        }
+        callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, **about))
         require_finite(minimum.x, "image", self.steps)
         return minimum.x

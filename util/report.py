@@ -1,0 +1,176 @@
+"""A run's folder as a page to look at: `report.html`, one file without a network, in any browser."""
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from util.errors import UserError
+from util.record import flat, read_record
+from util.residual_plot import residual_plot
+from util.results import FAILED, restoration_name
+
+REPORT = "report.html"
+INLINED_MB = 24  # of pictures that are part of the page
+PICTURES = {
+    "truth": "label/{}.png",
+    "measurement": "input/{}.png",
+    "restoration": "recon/{}.png",
+    "estimate": "progress/{}/estimate.webp",
+}
+TYPES = {".png": "image/png", ".webp": "image/webp"}
+EVENTS = ("step", "stage", "iterations", "first_loss", "last_loss", "target", "stop")
+
+
+def report(folder: Path, inlined_mb: float = INLINED_MB, where: Path | None = None) -> bytes:
+    """Return the page of a run's folder, made of its tables, its settings and what is written of each restoration.
+
+    Args:
+        folder: the run's.
+        inlined_mb: the first pictures, up to so many megabytes, become part of the page; further ones are read from
+            the folder.
+        where: the folder in which the page will lie; None is the run's own.
+
+    Raises:
+        UserError: the folder holds no run, or a file of it is damaged.
+    """
+    record = read_record(folder / "settings.yaml")
+    if record is None:
+        raise UserError(f"{folder} holds no run: looked for settings.yaml")
+    samples = record["run"].get("n_samples_per_class", 1)
+    columns, rows = _table(folder / "metrics.csv")
+    failure_columns, failures = _table(folder / "failed.csv")
+    budget = int(inlined_mb * 1e6)
+    links = quote(os.path.relpath(folder, where or folder))
+    restorations = []
+    for row in rows:
+        restorations.append(_restoration(folder, row, samples, budget, links))
+        budget -= restorations[-1].pop("bytes")
+    apart = sum(not row["inlined"] for row in restorations)
+    return _page(
+        {
+            "title": folder.resolve().name,
+            "subtitle": _subtitle(record),
+            "notes": [f"The pictures of {apart} restorations are not in this file but beside it."] if apart else [],
+            "columns": [column for column in columns if column != "image" and (column != "sample" or samples > 1)],
+            "rows": restorations,
+            "event_columns": EVENTS,
+            "failure_columns": failure_columns or FAILED,
+            "failures": [list(row.values()) for row in failures],
+            "settings": [[key, _text(value)] for key, value in flat(record).items()],
+        }
+    )
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return a CSV's columns and rows; none where the file is missing."""
+    try:
+        reader = csv.DictReader(path.read_text(encoding="utf-8").splitlines(), restval="")
+        rows = [{key: value for key, value in row.items() if key is not None} for row in reader]
+        return list(reader.fieldnames or ()), rows
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _restoration(folder: Path, row: Mapping[str, str], samples: int, budget: int, links: str) -> dict[str, Any]:
+    """Return what the page shows of a restoration, with paths after ``links``; ``bytes`` is its part of the budget."""
+    if "image" not in row:
+        raise UserError(f"{folder / 'metrics.csv'} is none of a run: it has no column image")
+    name = restoration_name(row["image"], row.get("sample", ""), samples)
+    paths = {kind: pattern.format(name) for kind, pattern in PICTURES.items()}
+    sizes = {kind: (folder / path).stat().st_size for kind, path in paths.items() if (folder / path).is_file()}
+    inlined = sum(sizes.values()) <= budget
+    pictures = {kind: _inline(folder / paths[kind]) if inlined else f"{links}/{quote(paths[kind])}" for kind in sizes}
+    found = {"name": name, "values": dict(row), "pictures": pictures, "inlined": inlined}
+    progress = folder / "progress" / name
+    if inlined:
+        trace = _trace(progress)
+        found["events"] = [[event[key] for key in EVENTS] for event in trace if event["iterations"] not in ("", "0")]
+        found["plot"] = _plot(trace)
+    elif (progress / "residual.svg").is_file():
+        found["plot_file"] = f"{links}/progress/{quote(name)}/residual.svg"
+    return found | {"bytes": sum(sizes.values()) if inlined else 0}
+
+
+def _inline(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return f"data:{TYPES[path.suffix]};base64,{base64.b64encode(content).decode()}"
+
+
+def _trace(progress: Path) -> list[dict[str, Any]]:
+    """Return the rows of `trace.csv` as text, each with its ``losses`` as numbers; what is missing is empty."""
+    losses: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    try:
+        for row in _table(progress / "losses.csv")[1]:
+            losses.setdefault((row["step"], row["stage"]), []).append((int(row["iteration"]), float(row["loss"])))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{progress / 'losses.csv'} is damaged: {error!r}") from error
+    blank = dict.fromkeys((*EVENTS, "noise_floor"), "")
+    trace = [{**blank, **row} for row in _table(progress / "trace.csv")[1]]
+    return [{**row, "losses": losses.get((row["step"], row["stage"]), [])} for row in trace]
+
+
+def _plot(trace: Sequence[Mapping[str, Any]]) -> str:
+    """Return the drawing of a trace as `_trace` reads it; nothing where there is nothing to draw."""
+    if not any(row["losses"] for row in trace):
+        return ""
+    try:
+        numbers = {key: [float(row[key]) if row[key] else None for row in trace] for key in ("target", "noise_floor")}
+        iterations = [int(row["iterations"] or 0) for row in trace]
+    except ValueError as error:
+        raise UserError(f"a trace.csv is damaged: {error}") from error
+    return residual_plot(
+        [
+            {**row, "iterations": count, "target": target, "noise_floor": floor}
+            for row, count, target, floor in zip(
+                trace, iterations, numbers["target"], numbers["noise_floor"], strict=True
+            )
+        ]
+    )
+
+
+def _subtitle(record: Mapping[str, Any]) -> str:
+    """Return in a line what was done: operator, noise, sampler, preset, seed."""
+    settings = flat(record["settings"])
+    parts = [settings.get("measurement.operator.name"), f"{settings.get('measurement.noise.name')} noise"]
+    if "measurement.noise.sigma" in settings:
+        parts[-1] += f" {settings['measurement.noise.sigma']}"
+    parts += [settings.get("conditioning.main_sampler"), f"{settings.get('ddim_steps')} steps"]
+    parts += [f"{word} {record['run'].get(word)}" for word in ("preset", "seed") if record["run"].get(word) is not None]
+    parts.append(Path(str(record["run"].get("ldm_config"))).stem)
+    return " · ".join(str(part) for part in parts)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _page(data: Mapping[str, Any]) -> bytes:
+    """Return the template with its style, its script and the data in their places."""
+    template, style, script = (_beside(ending) for ending in ("html", "css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # In a script element only "<" can begin something else; JSON may write it so.
+    parts = {
+        "title": escape(data["title"]),
+        "style": style,
+        "script": script,
+        "script_hash": f"'sha256-{digest}'",  # the browser is told to run this script and no other
+        "data": json.dumps(data).replace("<", "\\u003c"),
+    }
+    return re.sub(r"<!--(\w+)-->", lambda place: parts[place[1]], template).encode()
+
+
+def _beside(ending: str) -> str:
+    return Path(__file__).with_suffix(f".{ending}").read_text(encoding="utf-8")
