@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from data.dataloader import PictureFolder
     from ldm.arithmetic import Arithmetic
     from ldm.models.diffusion.ddpm import LatentDiffusion
-    from ldm.models.diffusion.posterior import InverseProblem
     from ldm.models.diffusion.solver import Solver
     from ldm_inverse.task import Measurement, Task
+    from restoration import MeasuredPicture, Restorer
     from util.run import RunFolder
     from util.settings import Settings
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def restore_images(args: Namespace) -> int:
-    """Load, restore, write, image by image; returns 1 when an image could not be restored, and 0 otherwise."""
+    """Load, restore, write, batch by batch; returns 1 when an image could not be restored, and 0 otherwise."""
     from contextlib import closing
 
     from tqdm import tqdm
@@ -51,15 +51,17 @@ def restore_images(args: Namespace) -> int:
     say_what_is_not_repeated(args, record)
     model = get_model(args.ldm_config, args.diffusion_config, args.device, args.gpu, job.arithmetic)
     job.task.to(model.device)
+    restorer = get_restorer(args, job, model, run)
     images = share([name for name, _ in job.pictures.pictures], args.shard)
     first = rank() == 0  # of those that torchrun started: the one that draws and prints what is common to all
     title = " ".join(f"{key}={value}" for key, value in vars(args).items())
-    with log_file(run.log_path(), title), closing(run.left(images)) as left:
+    bar = tqdm(total=len(images), desc="images", disable=args.quiet or not first or None, dynamic_ncols=True)
+    with log_file(run.log_path(), title), bar, closing(run.left(images, args.batch_size)) as left:
         set_threads(run.begin(record, args.overwrite))
-        for name in tqdm(left, "images", len(images), disable=args.quiet or not first or None, dynamic_ncols=True):
-            with run.failures(name, run.samples_left(name)):
-                restore_picture(args, job, model, run, name)
+        for names in left:
+            restorer.restore(measured(args, job, run, names))
             run.write_tables()
+            bar.update(len(names))
         run.write_tables()
         run.write_report()
     if first:
@@ -67,39 +69,27 @@ def restore_images(args: Namespace) -> int:
     return int(run.has_failures(images))
 
 
-def restore_picture(args: Namespace, job: "Job", model: "LatentDiffusion", run: "RunFolder", name: str) -> None:
-    """Measure a picture, restore the measurement as often as is left to do, and write what came out."""
-    from util.metrics import score
+def get_restorer(args: Namespace, job: "Job", model: "LatentDiffusion", run: "RunFolder") -> "Restorer":
+    """Return what restores measured pictures as the arguments say."""
+    from restoration import Restorer
     from util.processes import rank
-    from util.recorder import Recorder
-    from util.streams import torch_stream
 
-    truth = job.picture(name)
-    measurement = measure(args, job.task, name, truth)
-    run.write_measurement(name, measurement.tensors(), job.task.settings)
-    baseline = None
-    for sample in run.samples_left(name):
-        generator = torch_stream(args.seed, name, f"solver {sample}", model.device)
-        with run.failures(name, [sample]):
-            decode = model.decode_first_stage
-            recorder = Recorder(run, run.name(name, sample), job.solver.steps, decode, args.checkpoint_minutes)
-            resume = recorder.resumed(generator)
-            with recorder:
-                restoration = job.solver.restore(
-                    model,
-                    problem(job, measurement, model, truth.shape),
-                    truth.shape,
-                    generator,
-                    callback=recorder.event,
-                    img_callback=recorder.estimate,
-                    progress=sys.stderr.isatty() and not args.quiet and rank() == 0,
-                    resume=resume,
-                    keep=recorder.keep,
-                )
-            run.write_restoration(name, sample, truth, job.task.picture(measurement), restoration)
-            # Only now: what it needs is slow to import, and the first sampling step should not wait for it.
-            baseline = baseline or score(truth, job.task.baseline(measurement, truth.shape))
-            run.add_metrics(name, sample, score(truth, restoration), baseline, recorder.seconds)
+    progress = sys.stderr.isatty() and not args.quiet and rank() == 0
+    return Restorer(model, job.solver, run, args.seed, args.batch_size, args.checkpoint_minutes, progress)
+
+
+def measured(args: Namespace, job: "Job", run: "RunFolder", names: Sequence[str]) -> list["MeasuredPicture"]:
+    """Return these pictures with their measurements, which are written; those that cannot be read have failed."""
+    from restoration import MeasuredPicture
+
+    pictures = []
+    for name in names:
+        with run.failures(name, run.samples_left(name)):
+            truth = job.picture(name)
+            picture = MeasuredPicture(name, truth, measure(args, job.task, name, truth), job.task)
+            run.write_measurement(name, picture.measurement.tensors(), job.task.settings)
+            pictures.append(picture)
+    return pictures
 
 
 def set_threads(record: Mapping[str, Any]) -> None:
@@ -267,21 +257,6 @@ def measure(args: Namespace, task: "Task", name: str, truth: "Tensor") -> "Measu
     if args.measurement:
         return task.accept(read_measurement(args.measurement, name, task.settings), truth)
     return task.measure(truth, *(random_stream(args.seed, name, purpose) for purpose in ("operator", "noise")), name)
-
-
-def problem(job: Job, measurement: "Measurement", model: "LatentDiffusion", shape: Sequence[int]) -> "InverseProblem":
-    """Return what the sampler is told of a measurement of images of ``shape`` (1, 3, H, W)."""
-    from ldm.models.diffusion.posterior import InverseProblem
-
-    task = job.task
-    return InverseProblem(
-        measurement.y,
-        task.operator_fn(measurement),
-        task.condition_fn(measurement, model),
-        task.noise_level(measurement),
-        task.baseline(measurement, shape) if job.solver.settings.start < 1 else None,
-        measurement.state,
-    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_images_in_another_order_come_out_the_same(place, whole, tmp_path, monke
     from util.run import RunFolder
 
     left = RunFolder.left
-    monkeypatch.setattr(RunFolder, "left", lambda run, images: left(run, images[::-1]))
+    monkeypatch.setattr(RunFolder, "left", lambda run, images, *more: left(run, images[::-1], *more))
     assert main(words(place, tmp_path, *ONE_THREAD)) == 0
     assert snapshot(tmp_path) == whole[0]
 

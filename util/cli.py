@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from util.argument_types import minutes, shard, whole_number
-from util.errors import Terminated, UserError, printable
+from util.errors import Terminated, UserError, is_out_of_memory, printable
 from util.plugins import complaint
 from util.processes import local_rank
 from util.registry import unknown
@@ -190,6 +190,14 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--seed", type=whole_number(0), default=0, metavar="N", help="of everything random (default: %(default)s)"
     )
     group.add_argument(
+        "--batch_size",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="restore N images of the same size at once, each as it would be alone but for rounding; pays on a card. "
+        "Where memory is short, it is halved (default: %(default)s)",
+    )
+    group.add_argument(
         "--threads",
         type=whole_number(1, 1024),
         metavar="N",
@@ -311,7 +319,7 @@ def exit_status(
 
 def _told(error: Exception) -> str | None:
     """What a person is told of an exception; None for a defect of the program."""
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     return str(error) if isinstance(error, UserError) else complaint(error)
 
@@ -336,11 +344,3 @@ def _termination_as_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell by name and text, so that torch need not be imported for it."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
-    )

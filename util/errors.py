@@ -15,15 +15,24 @@ class ImageError(Exception):
     Args:
         reason: why, in a line.
         step: the sampling step at which it showed; None before the first.
+        sample: the image's position in a batch.
     """
 
-    def __init__(self, reason: str, step: int | None = None) -> None:
+    def __init__(self, reason: str, step: int | None = None, sample: int = 0) -> None:
         super().__init__(reason)
-        self.reason, self.step = reason, step
+        self.reason, self.step, self.sample = reason, step, sample
 
 
 class Terminated(BaseException):
     """The process was asked to end (SIGTERM). As KeyboardInterrupt, it passes handlers of Exception."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell by name and text, so that torch need not be imported for it."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
+    )
 
 
 def printable(text: str) -> str:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 # Arguments that are written down: neither those that leave every result as it is nor those that are in the settings.
 ARGUMENTS = (
     *("task_config", "preset", "ldm_config", "diffusion_config", "measurement", "device", "resize", "limit"),
-    *("skip_bad", "seed", "n_samples_per_class", "plugin"),
+    *("skip_bad", "seed", "n_samples_per_class", "batch_size", "plugin"),
 )
 # What decides a result, and must be the same in all of a folder.
 DECIDING = (
     *("settings.", "run.measurement", "run.resize", "run.seed", "run.n_samples_per_class"),
     *("checkpoint.", "architecture.", "plugins.", "threads"),
 )
-CIRCUMSTANCES = ("device", "versions.")  # decide last digits, and nobody can go back to them easily
+CIRCUMSTANCES = ("device", "versions.", "run.batch_size")  # decide last digits, and nobody can go back to them easily
 
 
 def record(args: Namespace, settings: Settings, device: "torch.device", plugins: Sequence[str] = ()) -> dict[str, Any]:
@@ -111,6 +111,7 @@ def recorded_arguments(folder: Path) -> dict[str, Any]:
     if found is None:
         raise UserError(f"no run in {folder}: looked for settings.yaml")
     recorded = {key: found["run"].get(key) for key in ARGUMENTS}
+    recorded["batch_size"] = recorded["batch_size"] or 1  # older records do not say
     return recorded | {"plugin": list(recorded_plugins(folder)), "threads": found["threads"]}
 
 

@@ -1,4 +1,4 @@
-"""What is written of a restoration while it lasts: its estimate, its trace, its state."""
+"""What is written of restorations while they last: their estimates, their traces, their states."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,46 +23,42 @@ class Recorder:
     """Follows one restoration: keeps its trace, writes its estimate at a few steps as pictures, and its state for the
     case that it is cut short.
 
-    Used as a context manager around the restoration, whose duration is then in `seconds`, and its trace in a file.
-
     Args:
         run: where pictures go, as `progress/<name>/step_<step>.png`.
         name: the restoration's name.
         steps: sampling steps of the run.
         decode: latents (1, C, h, w) to images (1, 3, H, W) in [-1, 1].
-        minutes: between two writings of the state; 0 never writes it.
+
+    Attributes:
+        trace: a row for each event of the sampler.
+        seconds: that the restoration has taken; of what is spent on a batch, its share.
     """
 
-    def __init__(
-        self, run: RunFolder, name: str, steps: int, decode: Callable[[Tensor], Tensor], minutes: float = 0
-    ) -> None:
+    def __init__(self, run: RunFolder, name: str, steps: int, decode: Callable[[Tensor], Tensor]) -> None:
         self.trace: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self._run, self._name, self._decode, self._steps, self._minutes = run, name, decode, steps, minutes
+        self._run, self._name, self._decode, self._steps = run, name, decode, steps
         self._chosen = {round(part * (steps - 1) / (PROGRESS_PICTURES - 1)) for part in range(PROGRESS_PICTURES)}
         self._latest: Progress | None = None
-        self._written = time.monotonic()
 
-    def resumed(self, generator: torch.Generator) -> SamplerState | None:
-        """Return the state that an earlier process left for this restoration, and continue its trace; None without."""
-        progress = sampler_state.read(self._run.root / state_path(self._name), generator) if self._minutes else None
-        if progress is None:
-            return None
-        blank = {**dict.fromkeys(TRACE), "losses": []}  # an earlier version's state has fewer columns
-        self.trace, self.seconds = [{**blank, **row} for row in progress.trace], progress.seconds
-        LOGGER.info("%s: going on after %d of %d steps", self._name, progress.state.done, self._steps)
-        return progress.state
+    @property
+    def done(self) -> int:
+        """Steps that are done, of the latest state."""
+        return 0 if self._latest is None else self._latest.state.done
 
-    def __enter__(self) -> "Recorder":
-        self.seconds -= time.perf_counter()
-        return self
+    def resume(self, generator: torch.Generator) -> None:
+        """Go on from the state that an earlier process left for this restoration with this generator, if it did."""
+        found = sampler_state.read(self._run.root / state_path(self._name), generator)
+        if found is not None:
+            blank = {**dict.fromkeys(TRACE), "losses": []}  # an earlier version's state has fewer columns
+            self._latest = found._replace(trace=[{**blank, **row} for row in found.trace])
+            self.seconds = found.seconds
+            LOGGER.info("%s: going on after %d of %d steps", self._name, self.done, self._steps)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.seconds += time.perf_counter()
-        if kind is None or issubclass(kind, ImageError):
-            self._run.write_trace(self._name, self.trace)
-        elif issubclass(kind, KeyboardInterrupt | Terminated):
-            self._write_state()
+    def rewind(self) -> SamplerState | None:
+        """Return the latest state, with the trace as it was then; None is the beginning."""
+        self.trace = [] if self._latest is None else self._latest.trace[:]
+        return None if self._latest is None else self._latest.state
 
     def event(self, event: Any) -> None:
         """Keep an event of the sampler (a dataclass instance with the attributes `TRACE`)."""
@@ -77,15 +73,17 @@ class Recorder:
             self._run.write_picture(f"progress/{self._name}", f"step_{step:04d}", to_uint8(self._decode(latent)))
 
     def keep(self, state: SamplerState) -> None:
-        """Keep the state after a step, and write it when it is time."""
-        self._latest = Progress(state, self.trace[:], self.seconds + time.perf_counter())
-        if self._minutes and time.monotonic() >= self._written + 60 * self._minutes:
-            self._write_state()
+        """Keep the state after a step."""
+        self._latest = Progress(state, self.trace[:], self.seconds)
 
-    def _write_state(self) -> None:
-        if self._minutes and self._latest is not None:
+    def write_state(self) -> None:
+        """Write the latest state, unless the restoration is finished."""
+        if self._latest is not None and not self._run.is_done(self._name):
             self._run.write_state(self._name, self._latest)
-            self._written = time.monotonic()
+
+    def write_trace(self) -> None:
+        """Write the trace of a restoration that has ended."""
+        self._run.write_trace(self._name, self.trace)
 
 
 def thinned(losses: Sequence[float], most: int = CURVE_POINTS) -> list[tuple[int, float]]:
@@ -94,3 +92,80 @@ def thinned(losses: Sequence[float], most: int = CURVE_POINTS) -> list[tuple[int
         return list(enumerate(losses))
     chosen = (round(place * (len(losses) - 1) / (most - 1)) for place in range(most))
     return [(iteration, losses[iteration]) for iteration in chosen]
+
+
+class Regroup(Exception):  # noqa: N818 (not an error)
+    """Some of a batch have failed: the others can go on without them, from the states that were kept."""
+
+
+class BatchRecorder:
+    """Hands what a sampler tells of a batch on to the recorder of each, as long as that has not failed.
+
+    As a context manager, it writes the states when it is left by Ctrl-C or SIGTERM.
+
+    Args:
+        recorders: in the batch's order.
+        minutes: between two writings of the states; 0 never writes them.
+
+    Attributes:
+        lost: what ended those that have failed, by position.
+    """
+
+    def __init__(self, recorders: Sequence[Recorder], minutes: float = 0.0) -> None:
+        self.lost: dict[int, ImageError] = {}
+        self._recorders, self._minutes = recorders, minutes
+        self._written, self._clock = time.monotonic(), time.perf_counter()
+
+    def __enter__(self) -> "BatchRecorder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._minutes and kind is not None and issubclass(kind, KeyboardInterrupt | Terminated):
+            self._write_states()
+
+    def event(self, event: Any) -> None:
+        """Keep an event of the sample that it is of."""
+        self._recorders[event.sample].event(event)
+
+    def estimate(self, latents: Tensor, step: int) -> None:
+        """Write the estimates of the clean latents (B, C, h, w) after a step; see `Recorder.estimate`."""
+        for position, recorder in self._going_on():
+            recorder.estimate(latents[position : position + 1], step)
+
+    def fail(self, error: ImageError) -> None:
+        """Keep what ended one of them.
+
+        Raises:
+            Regroup: it was the last one.
+        """
+        self.lost[error.sample] = error
+        if len(self.lost) == len(self._recorders):
+            raise Regroup
+
+    def keep(self, states: Sequence[SamplerState]) -> None:
+        """Keep the states after a step, and write them when it is time.
+
+        Raises:
+            Regroup: some have failed.
+        """
+        self.share_time()
+        for position, recorder in self._going_on():
+            recorder.keep(states[position])
+        if self._minutes and time.monotonic() >= self._written + 60 * self._minutes:
+            self._write_states()
+        if self.lost:
+            raise Regroup
+
+    def share_time(self) -> None:
+        """Share out the time since the last call, or since the beginning."""
+        since, self._clock = self._clock, time.perf_counter()
+        for recorder in self._recorders:
+            recorder.seconds += (self._clock - since) / len(self._recorders)
+
+    def _going_on(self) -> list[tuple[int, Recorder]]:
+        return [(position, own) for position, own in enumerate(self._recorders) if position not in self.lost]
+
+    def _write_states(self) -> None:
+        for _, recorder in self._going_on():
+            recorder.write_state()
+        self._written = time.monotonic()

@@ -7,7 +7,9 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ class RunFolder:
         self._results = Results(root / "results")
         self._claims = Claims(root / ".claims")
         self._record: dict[str, Any] | None = None  # of the run that was begun
-        self._scratch: Path | None = None  # where the files of the image in hand are written first
+        self._scratch: Path | None = None  # where the files of the images in hand are written first
 
     def name(self, image: str, sample: int) -> str:
         """Return the name of a restoration (`restoration_name`)."""
@@ -168,31 +170,48 @@ class RunFolder:
         """Return which restorations of an image neither are finished nor have failed."""
         return [sample for sample in range(self.samples) if not self._results.has(self.name(image, sample))]
 
-    def left(self, images: Sequence[str]) -> Iterator[str]:
-        """Yield those of these images that are not finished, each claimed while the caller has it, until all are.
+    def is_done(self, name: str) -> bool:
+        """Tell whether the restoration of a name is finished or has failed."""
+        return self._results.has(name)
+
+    def left(self, images: Sequence[str], batch_size: int = 1) -> Iterator[list[str]]:
+        """Yield those of these images that are not finished, claimed while the caller has them, until all are.
+
+        At a time come as many as it takes for a batch of restorations, or fewer.
 
         Those that another process works on are waited for, and taken when it dies. Close the iterator when leaving it
-        early (`contextlib.closing`), so that its claim ends.
+        early (`contextlib.closing`), so that its claims end.
 
         Raises:
             UserError: another run has taken the folder over.
         """
-        waiting = list(images)
+        waiting, count = list(images), ceil(batch_size / self.samples)
         while waiting:
-            others = []
-            for image in waiting:
-                if not self.samples_left(image):
-                    continue
-                with self._claims.take(f"images/{image}") as self._scratch:
-                    if self._scratch is None:
-                        others.append(image)
-                    elif self.samples_left(image):
-                        self._require_own_settings()
-                        yield image
+            others: list[str] = []
+            found = iter(waiting)
+            while True:
+                with ExitStack() as claims:
+                    batch = list(islice(self._claimed(found, claims, others), count))
+                    if not batch:
+                        break
+                    self._require_own_settings()
+                    yield batch
             if len(others) == len(waiting):
                 time.sleep(POLL)
             waiting = others
         self._claims.sweep()
+
+    def _claimed(self, images: Iterator[str], claims: ExitStack, others: list[str]) -> Iterator[str]:
+        """Yield unfinished images and claim them until ``claims`` end; ``others`` collects those that others have."""
+        for image in images:
+            if not self.samples_left(image):
+                continue
+            scratch = claims.enter_context(self._claims.take(f"images/{image}"))
+            if scratch is None:
+                others.append(image)
+            elif self.samples_left(image):
+                self._scratch = scratch
+                yield image
 
     @contextmanager
     def failures(self, image: str, samples: Sequence[int]) -> Iterator[None]:
@@ -200,9 +219,13 @@ class RunFolder:
         try:
             yield
         except ImageError as error:
-            LOGGER.warning("%s: not restored: %s", image, error.reason)
-            for sample in samples:
-                self._finish(image, sample, {"step": error.step, "reason": error.reason})
+            self.fail(image, samples, error)
+
+    def fail(self, image: str, samples: Sequence[int], error: ImageError) -> None:
+        """Record what ended these restorations of an image."""
+        LOGGER.warning("%s: not restored: %s", image, error.reason)
+        for sample in samples:
+            self._finish(image, sample, {"step": error.step, "reason": error.reason})
 
     # What is written for one.
 

@@ -66,7 +66,7 @@ def test_tables_have_exactly_the_columns_and_the_images_order(tmp_path):
 
 def test_an_image_that_fails_ends_alone_and_is_named(tmp_path):
     run = RunFolder(tmp_path, ["a", "b"])
-    for image in run.left(["a", "b"]):
+    for (image,) in run.left(["a", "b"]):
         with run.failures(image, run.samples_left(image)):
             if image == "a":
                 raise ImageError("the latent is not finite", 7)
@@ -90,7 +90,8 @@ def test_what_failed_before_its_first_step_is_tried_again(tmp_path):
     run.write_tables()
     again = RunFolder(tmp_path, ["a", "b"])
     again.begin(record())
-    assert list(again.left(["a", "b"])) == ["a"] == [image for image in ("a", "b") if again.samples_left(image)]
+    assert list(again.left(["a", "b"])) == [["a"]]
+    assert [image for image in ("a", "b") if again.samples_left(image)] == ["a"]
 
 
 def test_other_settings_are_refused_with_what_differs_unless_overwritten(tmp_path):
@@ -112,17 +113,17 @@ def test_a_folder_is_not_overwritten_while_another_process_works_there(tmp_path)
     at_work, other = RunFolder(tmp_path, ["a", "b"]), RunFolder(tmp_path, ["a", "b"])
     at_work.begin(record())
     images = at_work.left(["a", "b"])
-    assert next(images) == "a"
+    assert next(images) == ["a"]
     other._claims.expiry = 0.1
     with pytest.raises(UserError, match=r"another process works there \(on a\)"):
         other.begin(record(settings={"steps": 4}), overwrite=True)
     finish(at_work, "a")
-    assert next(images) == "b"
+    assert next(images) == ["b"]
     images.close()
     other.begin(record(settings={"steps": 4}), overwrite=True)
     with pytest.raises(UserError, match="was taken over by a run with other settings"):
         list(at_work.left(["b"]))
-    assert list(other.left(["b"])) == ["b"]
+    assert list(other.left(["b"])) == [["b"]]
 
 
 def test_threads_that_are_not_given_are_the_folders(tmp_path):
@@ -139,7 +140,7 @@ def test_processes_share_images_out_and_wait_for_one_another(tmp_path):
 
     def work(number):
         run = RunFolder(tmp_path, images)
-        for image in run.left(images):
+        for (image,) in run.left(images):
             done.append((number, image))
             finish(run, image)
             run.write_tables()

@@ -108,7 +108,7 @@ class TraceEvent:
         target: the loss that the optimisation stops below; None where it has no such rule.
         noise_floor: mean square of the noise, which the residual of the true image has; None where it is not known.
         stop: why the optimisation stopped; "" where there was none.
-        seconds: since the event before.
+        seconds: since the event before, shared out over the batch.
         sample: position in the batch.
         unet, decoder_forward, decoder_backward: passes through the networks since the event before (`Passes`), as
             counted where they ran. What a callback decodes to look at is not among them.
@@ -204,7 +204,7 @@ class Watch:
 
     def _report(self, step: int, stage: str, samples: list[dict[str, Any]]) -> None:
         now = time.perf_counter()
-        seconds, self.clock = now - self.clock, now
+        seconds, self.clock = (now - self.clock) / len(samples), now
         timestep = self.schedule.timesteps[-1 - step] if step < len(self.schedule) else 0
         losses = [fields["last_loss"] for fields in samples if "last_loss" in fields]
         if losses:

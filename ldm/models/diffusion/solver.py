@@ -10,11 +10,12 @@ from torch import Generator, Tensor
 
 from ldm.models.diffusion.cost import Cost, most_passes
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.finite import finite_estimates, finite_events, require_finite
+from ldm.models.diffusion.finite import FiniteWatch
 from ldm.models.diffusion.guidance import guidance
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, get_sampler
 from ldm.models.diffusion.refine import refine
 from ldm.models.diffusion.resample_settings import ResampleSettings
+from util.errors import ImageError
 from util.sampler_state import SamplerState
 
 if TYPE_CHECKING:
@@ -65,26 +66,36 @@ class Solver:
         callback: Callable[[TraceEvent], Any] | None = None,
         img_callback: Callable[[Tensor, int], Any] | None = None,
         progress: bool = False,
-        resume: SamplerState | None = None,
-        keep: Callable[[SamplerState], Any] | None = None,
+        resume: Sequence[SamplerState] | None = None,
+        keep: Callable[[Sequence[SamplerState]], Any] | None = None,
+        failed: Callable[[ImageError], Any] | None = None,
     ) -> Tensor:
         """Sample images of ``shape`` (B, 3, H, W) that explain B measurements (`InverseProblem.stack`); in [-1, 1], not
         clipped.
 
-        Args as for `DDIMSampler.posterior_sampler`; ``progress`` shows a bar; ``keep`` receives the state after each
-        step, and ``resume`` is one to go on from, to the same result: both for a single image and
-        its generator.
+        Arguments as for `DDIMSampler.posterior_sampler`, and:
+
+        Args:
+            progress: show a bar.
+            keep: receives the state of each image after each step; each needs a generator of its own.
+            resume: states to go on from, to the same result: of each image, after the same number of steps.
+            failed: is told of an image whose loss, latent or pixels are not finite, once. It may raise; else the
+                others go on, and what is returned for that image has no meaning.
 
         Raises:
-            ImageError: a loss, a latent or the image is not finite.
+            ImageError: values are not finite, and there is no ``failed`` to be told.
         """
-        callback, img_callback = finite_events(callback), finite_estimates(img_callback)
+        finite = FiniteWatch(failed)
+        callback, img_callback = finite.events(callback), finite.estimates(img_callback)
+        generators = generator if isinstance(generator, Sequence) else [generator]
 
-        def keep_state(latent: Tensor, done: int) -> None:
-            keep(SamplerState(done, latent, generator.get_state()))
+        def keep_states(latents: Tensor, done: int) -> None:
+            pairs = zip(latents.split(1), generators, strict=True)
+            keep([SamplerState(done, latent, own.get_state()) for latent, own in pairs])
 
         if resume is not None:
-            generator.set_state(resume.generator)
+            for own, state in zip(generators, resume, strict=True):
+                own.set_state(state.generator)
         latent, _ = DDIMSampler(model).posterior_sampler(
             problem.measurement,
             problem.condition_fn,
@@ -102,21 +113,29 @@ class Solver:
             noise_sigma=problem.noise_sigma,
             initial=problem.initial,
             operator_state=problem.state,
-            x_T=None if resume is None else resume.latent,
-            done=0 if resume is None else resume.done,
-            state_callback=None if keep is None else keep_state,
+            x_T=None if resume is None else torch.cat([state.latent for state in resume]),
+            done=0 if resume is None else resume[0].done,
+            state_callback=None if keep is None else keep_states,
             **guidance(model, self.class_label, self.guidance_scale, shape[0]),
         )
         # The image that was fitted: through the codebook, or without where the last optimisation left it out.
         image = model.decode_first_stage(latent, force_not_quantize=not self.settings.quantise)
-        require_finite(image, "image", self.steps)
+        finite.require(image, "the image", self.steps)
         if self.settings.refine is None:
             return image
-        refined = [self._refine(problem, image, sample, callback) for sample in range(len(image))]
+        refined = [
+            own if sample in finite.lost else self._refine(problem, image, sample, callback, finite)
+            for sample, own in enumerate(image.split(1))
+        ]
         return torch.cat(refined)
 
     def _refine(
-        self, problem: InverseProblem, image: Tensor, sample: int, callback: Callable[[TraceEvent], Any]
+        self,
+        problem: InverseProblem,
+        image: Tensor,
+        sample: int,
+        callback: Callable[[TraceEvent], Any],
+        finite: FiniteWatch,
     ) -> Tensor:
         """One of a batch's images (B, 3, H, W), refined: (1, 3, H, W)."""
         started = time.perf_counter()
@@ -129,5 +148,5 @@ class Solver:
             "noise_floor": problem.sigmas(len(image))[sample] ** 2,  # known, or the settings are refused
         }
         callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, **about))
-        require_finite(minimum.x, "image", self.steps)
+        finite.require(minimum.x, "the image", self.steps, first=sample)
         return minimum.x

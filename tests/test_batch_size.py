@@ -1,0 +1,219 @@
+"""Several images at once: each comes out as alone but for rounding, whatever befalls its neighbours."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from sample_condition import main
+from tests.runs import snapshot
+from tests.test_sample_condition import place, rows, words  # noqa: F401
+from tests.tiny import write_pictures
+
+FOUR = ["--batch_size", "4"]
+
+
+def command(place, out, *extra):  # noqa: F811
+    """Few steps, which still have a hard consistency and the final stage."""
+    return words(place, out, "--quiet", *extra, steps=4)
+
+
+@pytest.fixture(scope="module")
+def alone(place, tmp_path_factory):  # noqa: F811
+    """What a run leaves that restores image by image."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert main(command(place, out)) == 0
+    stages = {row["stage"] for row in rows(out / "progress" / "b b" / "trace.csv")}
+    assert stages == {"soft", "pixel", "final"}
+    return out
+
+
+def assert_same_but_for_rounding(out, expected, left_out=None):
+    """Two folders hold the same, pictures to a grey level and numbers to a few digits; but for an image left out."""
+    found, wanted = (
+        {name: content for name, content in snapshot(folder).items() if not left_out or left_out not in name}
+        for folder in (out, expected)
+    )
+    assert found.keys() == wanted.keys()
+    for name, content in wanted.items():
+        if name.endswith(".png"):
+            pixels = [np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in (found[name], content)]
+            assert np.abs(pixels[0] - pixels[1]).max() <= 1, name
+        elif name.endswith(".csv"):
+            tables = ([row for row in table if row[0] != left_out] for table in (found[name], content))
+            for some, others in zip(*tables, strict=True):
+                assert_agree(some, others)
+        elif name.startswith("results/"):
+            assert_agree(list(found[name].values()), list(content.values()))
+        elif name != "settings.yaml":
+            assert found[name] == content, name
+
+
+def assert_agree(some, others):
+    """Values are equal as text, or as numbers to a few digits."""
+    for one, other in zip(some, others, strict=True):
+        assert one == other or float(one) == pytest.approx(float(other), rel=1e-2)
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """The size of each batch that the UNet has run on."""
+    sizes, apply_model = [], LatentDiffusion.apply_model
+    monkeypatch.setattr(
+        LatentDiffusion, "apply_model", lambda own, x, *more: sizes.append(len(x)) or apply_model(own, x, *more)
+    )
+    return sizes
+
+
+def spoil(monkeypatch, spoilt):
+    """Let what the UNet gives pass through ``spoilt``."""
+    apply_model = LatentDiffusion.apply_model
+    monkeypatch.setattr(LatentDiffusion, "apply_model", lambda *args: spoilt(apply_model(*args)))
+
+
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(8, marks=pytest.mark.slow)])
+def test_images_of_a_batch_come_out_as_alone(size, place, alone, sizes, tmp_path):  # noqa: F811
+    assert main(command(place, tmp_path, "--batch_size", str(size))) == 0
+    assert_same_but_for_rounding(tmp_path, alone)
+    assert set(sizes) == {2: {2}, 3: {3, 1}, 8: {4}}[size]
+    record = yaml.safe_load((tmp_path / "settings.yaml").read_text())
+    assert record["run"]["batch_size"] == size
+
+
+def test_another_batch_size_is_no_other_setting(place, alone, tmp_path, capsys):  # noqa: F811
+    assert main(command(place, tmp_path, "--limit", "1")) == 0
+    capsys.readouterr()
+    assert main(command(place, tmp_path, "--batch_size", "3")) == 0
+    assert "begun under other circumstances: run.batch_size: 1 there, 3 now" in capsys.readouterr().err
+    assert_same_but_for_rounding(tmp_path, alone)
+
+
+def test_images_of_other_shapes_have_batches_of_their_own(place, sizes, tmp_path):  # noqa: F811
+    pictures = write_pictures(tmp_path / "in", ["a.png", "c.png", "e.png"])
+    write_pictures(pictures, ["b.png", "d.png"], side=48)
+    task = yaml.safe_load((place / "task.yaml").read_text())
+    task["measurement"] = {"operator": {"name": "super_resolution", "scale_factor": 4}}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    given = ["--task_config", str(tmp_path / "task.yaml"), "--data", str(pictures), "--ddim_steps", "2"]
+    assert main(command(place, tmp_path / "one", *given)) == 0
+    sizes.clear()
+    assert main(command(place, tmp_path / "out", *given, "--batch_size", "5")) == 0
+    assert set(sizes) == {2, 3}
+    assert_same_but_for_rounding(tmp_path / "out", tmp_path / "one")
+
+
+def test_several_restorations_of_a_measurement_fill_a_batch(place, sizes, tmp_path):  # noqa: F811
+    given = ["--n_samples_per_class", "2", "--limit", "3", "--ddim_steps", "2"]
+    assert main(command(place, tmp_path / "one", *given)) == 0
+    sizes.clear()
+    assert main(command(place, tmp_path / "out", *given, *FOUR)) == 0
+    assert (set(sizes), sizes[0], sizes[-1]) == ({4, 2}, 4, 2)
+    assert_same_but_for_rounding(tmp_path / "out", tmp_path / "one")
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_an_image_that_fails_leaves_its_batch_and_the_others_go_on(step, place, alone, sizes, tmp_path, monkeypatch):  # noqa: F811
+    def break_the_second(noise):
+        noise = noise.clone()
+        if len(noise) == 4 and (len(steps) == step):
+            noise[1] = torch.nan
+        return noise
+
+    from ldm.models.diffusion.posterior import Watch
+
+    steps, finish = [], Watch.finished
+    monkeypatch.setattr(Watch, "finished", lambda *args: finish(*args) or steps.append(1))
+    spoil(monkeypatch, break_the_second)
+    assert main(command(place, tmp_path, *FOUR)) == 1
+    assert rows(tmp_path / "failed.csv") == [
+        {"image": "a_png", "sample": "0", "step": str(step), "reason": rows(tmp_path / "failed.csv")[0]["reason"]}
+    ]
+    assert "is not finite" in rows(tmp_path / "failed.csv")[0]["reason"]
+    (tmp_path / "failed.csv").unlink()
+    assert_same_but_for_rounding(tmp_path, alone, left_out="a_png")
+    assert not (tmp_path / "recon" / "a_png.png").exists()
+    assert [row["step"] for row in rows(tmp_path / "progress" / "a_png" / "trace.csv")][-1] == str(step)
+    assert sizes[0] == 4
+    assert sizes[-1] == 3
+    assert 4 not in sizes[sizes.index(3) :]
+
+
+def interrupt(monkeypatch, calls, error):
+    """Raise an error at the UNet's call of this number."""
+    seen = []
+
+    def interrupted(noise):
+        seen.append(1)
+        if len(seen) == calls:
+            raise error
+        return noise
+
+    spoil(monkeypatch, interrupted)
+
+
+def test_a_batch_that_was_interrupted_goes_on_in_batches_of_another_size(place, alone, sizes, tmp_path, monkeypatch):  # noqa: F811
+    with monkeypatch.context() as patch:
+        interrupt(patch, 8, KeyboardInterrupt)
+        assert main(command(place, tmp_path, *FOUR)) == 130
+    assert sorted(path.parent.name for path in tmp_path.rglob("state.safetensors")) == [
+        "a_jpg",
+        "a_png",
+        "b b",
+        "sub_c",
+    ]
+    before = len(sizes)
+    (tmp_path / "progress" / "b b" / "state.safetensors").unlink()  # this one starts anew, and so apart from the others
+    assert main(command(place, tmp_path, "--batch_size", "3")) == 0
+    batches = [size for number, size in enumerate(sizes[before:]) if not number or size != sizes[before + number - 1]]
+    assert batches == [2, 1]
+    assert sizes[before:].count(2) < sizes[:before].count(4) + 1
+    assert_same_but_for_rounding(tmp_path, alone)
+
+
+def short_of_memory(error, above, after=0):
+    """What lets the UNet fail on batches larger than ``above``, once it has run ``after`` times."""
+    seen = []
+
+    def spoilt(noise):
+        seen.append(1)
+        if len(noise) > above and len(seen) > after:
+            raise error
+        return noise
+
+    return spoilt
+
+
+NO_MEMORY = {
+    "card": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "processor": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"
+    ),
+}
+
+
+@pytest.mark.parametrize(("where", "above", "after"), [("card", 2, 0), ("processor", 1, 7)])
+def test_where_memory_is_short_the_batch_is_halved(
+    where, above, after, place, alone, sizes, tmp_path, monkeypatch, capsys  # noqa: F811
+):  # fmt: skip
+    spoil(monkeypatch, short_of_memory(NO_MEMORY[where], above, after))
+    assert main(command(place, tmp_path, *FOUR)) == 0
+    assert_same_but_for_rounding(tmp_path, alone)
+    first = after + 1
+    assert sizes[:first] == [4] * first
+    assert 4 not in sizes[first:]  # nor for what comes later
+    assert sizes[-1] == above
+    err = capsys.readouterr().err
+    assert "warning: out of memory with 4 images at once: going on with 2" in err
+    assert err.count("\n") == (1 if above == 2 else 2)
+
+
+def test_where_one_image_is_too_much_it_is_said(place, tmp_path, monkeypatch, capsys):  # noqa: F811
+    spoil(monkeypatch, short_of_memory(NO_MEMORY["card"], above=0))
+    assert main(command(place, tmp_path, *FOUR)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["warning", "warning", "error"]
+    assert lines[-1].startswith("error: out of memory; what is finished stays")
