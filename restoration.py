@@ -192,7 +192,9 @@ class Restorer:
         """Write a restoration, (1, 3, H, W) in [-1, 1]."""
         picture, sample, recorder = restoration.picture, restoration.sample, restoration.recorder
         recorder.write_trace()
-        self._run.write_restoration(picture.name, sample, picture.truth, picture.task.picture(picture.measurement), image)
+        self._run.write_restoration(
+            picture.name, sample, picture.truth, picture.task.picture(picture.measurement), image
+        )
         # Only now: what it needs is slow to import, and the first sampling step should not wait for it.
         scores = score(picture.truth, image), picture.baseline_score
-        self._run.add_metrics(picture.name, sample, *scores, recorder.seconds)
+        self._run.add_metrics(picture.name, sample, *scores, recorder.passes(), recorder.seconds)

@@ -7,9 +7,11 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from util.cli import exit_status
+from util.cli import GO_ON, exit_status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from data.dataloader import PictureFolder
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command on the words after the program's name (None: those of `sys.argv`); returns its exit status."""
-    return exit_status(restore_images, argv)
+    return exit_status(restore_images, argv, interrupted=GO_ON)
 
 
 def restore_images(args: Namespace) -> int:
@@ -60,7 +62,7 @@ def restore_images(args: Namespace) -> int:
         set_threads(run.begin(record, args.overwrite))
         for names in left:
             restorer.restore(measured(args, job, run, names))
-            run.write_tables()
+            run.update_tables()
             bar.update(len(names))
         run.write_tables()
         run.write_report()
@@ -213,16 +215,28 @@ def check_files(args: Namespace, job: Job, run: "RunFolder") -> dict[str, Any]:
     """
     from model_loader import require_checkpoint, resolve_device
     from util.record import record
-    from util.run import read_measurement
 
     require_checkpoint(args.diffusion_config)
     device = resolve_device(args.device, args.gpu)
     job.arithmetic.check(device)
-    for name, _ in job.pictures.pictures if args.measurement else ():
-        read_measurement(args.measurement, name, job.task.settings)
+    if args.measurement:
+        check_measurements(args.measurement, job)
     wanted = record(args, job.settings, device, job.plugins)
     run.check(wanted, args.overwrite)
     return wanted
+
+
+def check_measurements(folder: "Path", job: Job) -> None:
+    """Check that a measurement of each picture is there, and can be one of a picture of that size.
+
+    Raises:
+        UserError: one is not, or cannot.
+    """
+    from util.run import read_measurement
+
+    for name, _ in job.pictures.pictures:
+        if name not in job.bad:
+            job.task.check_saved(read_measurement(folder, name, job.task.settings), job.pictures.size_of(name))
 
 
 def say_what_has_no_effect(args: Namespace, settings: "Settings") -> None:

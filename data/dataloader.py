@@ -115,6 +115,14 @@ class PictureFolder(Dataset):
         """
         return self[self.names.index(name)]
 
+    def size_of(self, name: str) -> tuple[int, int]:
+        """Return the (height, width) of what `picture` gives for a name, from the header.
+
+        Raises:
+            UserError: it is unreadable.
+        """
+        return self.size or read_size(self.pictures[self.names.index(name)].path)
+
     def problems(self, fits: Callable[[str, int, int], Any] | None = None) -> dict[str, str]:
         """Return what is wrong with each picture that cannot be used, by name, from the headers; nothing is decoded.
 

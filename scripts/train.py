@@ -45,16 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return exit_status(run, argv, parse)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train, and say how to go on when that is interrupted."""
-    try:
-        train(args)
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from the last save in {args.out}", file=sys.stderr)
-        raise
+    return exit_status(train, argv, parse, interrupted="interrupted: the same command goes on from the last save")
 
 
 def train(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from model_loader import load_yaml
 from sample_condition import main
 from tests.tiny import SIDE, write_model, write_pictures
 from util.errors import UserError
-from util.run import PASSES
+from util.results import PASSES
 from util.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,8 @@ def test_the_measurement_file_explains_the_measurement(place, finished):
 
 def test_metrics_are_scikit_images_on_the_written_pictures(finished):
     table = rows(finished / "metrics.csv")
-    assert list(table[0]) == ["image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds"]
+    columns = ["image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", *PASSES, "seconds"]
+    assert list(table[0]) == columns
     assert [row["image"] for row in table] == ["a_jpg", "a_png", "b b", "sub_c"]
     for row in table:
         truth, image = (pixels(finished / folder / f"{row['image']}.png") / 255 for folder in ("label", "recon"))
@@ -269,7 +270,7 @@ def test_dry_run_needs_no_weights_and_tells_inputs_and_cost(place, tmp_path, cap
         assert str(passes) in numbers
 
 
-def test_the_cost_told_is_the_cost_of_a_run(place, tmp_path, monkeypatch):
+def test_the_cost_told_is_the_cost_of_a_run(place, tmp_path, monkeypatch, capsys):
     calls = []
     apply_model = LatentDiffusion.apply_model
     monkeypatch.setattr(LatentDiffusion, "apply_model", lambda *args: calls.append(1) or apply_model(*args))
@@ -284,6 +285,9 @@ def test_the_cost_told_is_the_cost_of_a_run(place, tmp_path, monkeypatch):
     # What is decoded for the pictures of the progress and for the result is not among the passes.
     unet, forward, backward = (sum(int(row[key]) for row in trace) for key in PASSES)
     assert (unet, forward, backward) == (cost.unet, cost.decoder + cost.decoder_forward, cost.decoder)
+    (row,) = rows(tmp_path / "metrics.csv")
+    assert tuple(int(row[key]) for key in PASSES) == (unet, forward, backward)
+    assert f"UNet {unet}, decoder {forward} forward and {backward} backward" in capsys.readouterr().out
 
 
 def test_precedence_is_task_preset_words_arguments(place, tmp_path, capsys):

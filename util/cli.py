@@ -290,13 +290,17 @@ def exit_status(
     command: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
     parse: Callable[[Sequence[str]], argparse.Namespace] = parse_args,
+    interrupted: str = "interrupted",
 ) -> int:
     """Run a command on its arguments, which `parse` makes of the words, and say how it went.
+
+    Args:
+        interrupted: the line after Ctrl-C and SIGTERM, which says how to go on where that is possible.
 
     Returns:
         The command's own status (None is 0); 0 for `--help`; 2 after a user's mistake or for want of memory, which is
         told in one line on stderr (`--debug` adds the traceback), as is what a plugin raises; 130 after Ctrl-C and 143
-        after SIGTERM, with a line on how to go on. Any other exception is a defect of the program and passes through.
+        after SIGTERM. Any other exception is a defect of the program and passes through.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -305,9 +309,9 @@ def exit_status(
     except SystemExit as leave:
         return int(leave.code or 0)
     except KeyboardInterrupt:
-        return _say(GO_ON, 130)
+        return _say(interrupted, 130)
     except Terminated:
-        return _say(GO_ON, 143)
+        return _say(interrupted, 143)
     except Exception as error:
         told = _told(error)
         if told is None:

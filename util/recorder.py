@@ -11,7 +11,7 @@ from util import sampler_state
 from util.errors import ImageError, Terminated
 from util.logger import LOGGER
 from util.metrics import to_uint8
-from util.results import cell
+from util.results import PASSES, cell
 from util.run import TRACE, RunFolder, state_path
 from util.sampler_state import Progress, SamplerState
 
@@ -45,6 +45,10 @@ class Recorder:
     def done(self) -> int:
         """Steps that are done, of the latest state."""
         return 0 if self._latest is None else self._latest.state.done
+
+    def passes(self) -> list[int]:
+        """Return how often each network ran for the restoration, in the order of `PASSES`."""
+        return [sum(row[kind] for row in self.trace) for kind in PASSES]
 
     def resume(self, generator: torch.Generator) -> None:
         """Go on from the state that an earlier process left for this restoration with this generator, if it did."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from util.errors import UserError
 
-METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")
+PASSES = ("unet", "decoder_forward", "decoder_backward")  # through the networks
+METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", *PASSES, "seconds")
 FAILED = ("image", "sample", "step", "reason")
 
 
@@ -31,9 +33,10 @@ class Results:
         Raises:
             UserError: a file is damaged.
         """
-        for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
-            if path.stem not in self._rows:
-                self._rows[path.stem] = _read(path)
+        for file in os.listdir(self.folder) if self.folder.is_dir() else ():
+            name, ending = os.path.splitext(file)
+            if ending == ".json" and name not in self._rows:
+                self._rows[name] = _read(self.folder / file)
         return self._rows
 
     def has(self, name: str) -> bool:
@@ -91,9 +94,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "no restorations"
     mean = {key: float(np.mean([row[key] for row in rows])) for key in METRICS[2:]}
+    unet, forward, backward = (f"{mean[key]:.10g}" for key in PASSES)
     return (
         f"{'':12s} {'PSNR/dB':>8s} {'SSIM':>7s}\n"
         f"{'baseline':12s} {mean['baseline_psnr']:8.2f} {mean['baseline_ssim']:7.3f}\n"
         f"{'restoration':12s} {mean['psnr']:8.2f} {mean['ssim']:7.3f}\n"
-        f"{len(rows)} restorations, {mean['seconds']:.1f} s each"
+        f"{len(rows)} restorations, each {mean['seconds']:.1f} s, and passes of the networks: "
+        f"UNet {unet}, decoder {forward} forward and {backward} backward"
     )

@@ -31,15 +31,15 @@ from util.metrics import to_uint8
 from util.record import CIRCUMSTANCES, differences, read_record
 from util.report import REPORT, report
 from util.residual_plot import residual_plot
-from util.results import FAILED, METRICS, Results, csv_of, has_failed, restoration_name
+from util.results import FAILED, METRICS, PASSES, Results, csv_of, has_failed, restoration_name
 from util.sampler_state import Progress
 
-PASSES = ("unet", "decoder_forward", "decoder_backward")
 LOSSES = ("first_loss", "last_loss", "target", "noise_floor")
 TRACE = ("step", "timestep", "stage", "iterations", *LOSSES, "stop", *PASSES, "seconds")
 CURVE = ("step", "stage", "iteration", "loss")
 FOLDERS = ("input", "label", "recon", "progress", "results")
 SETTINGS = "settings.yaml"
+TABLES_SHARE = 0.05  # of a process's time at most goes into bringing the tables up to date, however long they are
 ALL = "run"  # the claim to what belongs to no single image
 
 
@@ -64,6 +64,7 @@ class RunFolder:
         self._results = Results(root / "results")
         self._claims = Claims(root / ".claims")
         self._record: dict[str, Any] | None = None  # of the run that was begun
+        self._tables_due = 0.0  # on the monotonic clock
         self._scratch: Path | None = None  # where the files of the images in hand are written first
 
     def name(self, image: str, sample: int) -> str:
@@ -268,10 +269,17 @@ class RunFolder:
         self._write(state_path(name), sampler_state.encode(*progress))
 
     def add_metrics(
-        self, image: str, sample: int, score: tuple[float, float], baseline: tuple[float, float], seconds: float
+        self,
+        image: str,
+        sample: int,
+        score: tuple[float, float],
+        baseline: tuple[float, float],
+        passes: Sequence[int],
+        seconds: float,
     ) -> None:
-        """Finish a restoration: (PSNR, SSIM) of itself and of the baseline, and the time it took."""
-        self._finish(image, sample, dict(zip(METRICS[2:], (*score, *baseline, seconds), strict=True)))
+        """Finish a restoration: (PSNR, SSIM) of itself and of the baseline, passes (`PASSES`), and seconds it took."""
+        values = (*score, *baseline, *passes, seconds)
+        self._finish(image, sample, dict(zip(METRICS[2:], values, strict=True)))
         LOGGER.info("%s: %.2f dB, baseline %.2f dB, %.1f s", self.name(image, sample), score[0], baseline[0], seconds)
 
     def _finish(self, image: str, sample: int, outcome: Mapping[str, Any]) -> None:
@@ -289,15 +297,24 @@ class RunFolder:
         found = self._results.read()
         return [found[name] for name in self._names() if name in found]
 
+    def update_tables(self) -> None:
+        """Write the tables, unless that would take more than a small part of this process's time."""
+        if time.monotonic() >= self._tables_due:
+            self.write_tables()
+
     def write_tables(self) -> None:
         """Write `metrics.csv`, and `failed.csv` where something failed."""
+        started = time.monotonic()
         with self._claims.wait(ALL) as scratch:  # else another's, made before ours, might be written after
-            good, failed = ([row for row in self.rows() if has_failed(row) == bad] for bad in (False, True))
+            rows = self.rows()
+            good, failed = ([row for row in rows if has_failed(row) == bad] for bad in (False, True))
             write_whole(self.root / "metrics.csv", csv_of(METRICS, good), scratch)
             if failed:
                 write_whole(self.root / "failed.csv", csv_of(FAILED, failed), scratch)
             else:
                 (self.root / "failed.csv").unlink(missing_ok=True)
+        ended = time.monotonic()
+        self._tables_due = ended + (ended - started) / TABLES_SHARE
 
     def write_report(self) -> None:
         """Write `report.html`, the page of what is in the folder by now, after its tables."""

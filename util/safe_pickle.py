@@ -20,6 +20,10 @@ HOSTILE_MODULES = frozenset(
 # Built-in types that stand for plain data, and never for something to be done.
 PLAIN_BUILTINS = frozenset(("bool", "complex", "float", "int", "object", "range", "slice", "str"))
 
+# A file of a few kilobytes can ask for copies of copies until the memory is full. A checkpoint of ten thousand tensors
+# has less than a million objects.
+MAX_OBJECTS = 10_000_000
+
 _DAMAGE = (ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
 
 
@@ -122,6 +126,7 @@ class PickleReader:
         """
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._objects = 0
         try:
             opcodes = pickletools.genops(stream)
             for opcode, argument, _ in opcodes:
@@ -145,7 +150,13 @@ class PickleReader:
                 elif isinstance(argument, str):
                     texts = [texts[1], argument]
 
+    def _spend(self, objects: int) -> None:
+        self._objects += objects
+        if self._objects > MAX_OBJECTS:
+            raise ValueError(f"it builds more than {MAX_OBJECTS:,} objects")
+
     def _step(self, name: str, argument: Any) -> None:
+        self._spend(1)
         if name in _LITERALS:
             self._stack.append(argument)
         elif name in _NEW:
@@ -183,18 +194,24 @@ class PickleReader:
     def _inst(self, argument: str) -> None:
         arguments = self._pop_to_mark()
         self._global(argument)
-        self._stack.append(apply(self._stack.pop(), tuple(arguments)))
+        self._call(self._stack.pop(), tuple(arguments))
 
     def _obj(self, _: Any) -> None:
         function, *arguments = self._pop_to_mark()
-        self._stack.append(apply(function, tuple(arguments)))
+        self._call(function, tuple(arguments))
 
     def _reduce(self, _: Any) -> None:
         function, arguments = self._pop(2)
-        self._stack.append(apply(function, arguments))
+        self._call(function, arguments)
 
     def _newobj_ex(self, _: Any) -> None:
         function, arguments, _keywords = self._pop(3)  # no function of a table takes keywords
+        self._call(function, arguments)
+
+    def _call(self, function: Any, arguments: Any) -> None:
+        for argument in arguments if isinstance(arguments, tuple) else ():
+            if isinstance(argument, list | tuple | set | frozenset | dict):
+                self._spend(len(argument))  # what a container is made of is copied
         self._stack.append(apply(function, arguments))
 
     def _build(self, _: Any) -> None:

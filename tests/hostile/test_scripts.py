@@ -69,6 +69,23 @@ def test_debug_shows_the_traceback(program, elsewhere, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+WORK = {"train": ("train", ["--stage", "autoencoder", "--config", "c", "--data", "d", "--out", "o"])}
+WORK["convert_checkpoint"] = ("run", ["a.ckpt", "b.safetensors"])
+
+
+@pytest.mark.parametrize(("program", "goes_on"), [("train", True), ("convert_checkpoint", False)])
+def test_an_interrupted_program_says_how_to_go_on_where_that_is_possible(program, goes_on, monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    work, words = WORK[program]
+    monkeypatch.setattr(PROGRAMS[program], work, interrupt)
+    assert PROGRAMS[program].main(words) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("interrupted")
+    assert ("the same command goes on" in err) == goes_on
+
+
 @pytest.fixture
 def config(tmp_path):
     return yaml.safe_load(training_config(tmp_path).read_text())

@@ -262,6 +262,17 @@ def test_state_for_what_is_in_the_table_changes_nothing(tmp_path, target):
     assert dict(vars(target)) == before
 
 
+@pytest.mark.parametrize(("container", "kept"), [("list", b"](%se"), ("set", b"](%se"), ("dict", b"}(%su")])
+def test_copies_of_copies_do_not_fill_the_memory(tmp_path, container, kept, monkeypatch):
+    monkeypatch.setattr("util.safe_pickle.MAX_OBJECTS", 1_000_000)
+    items = b"".join(b"M" + number.to_bytes(2, "little") for number in range(10_000))
+    program = kept % items + b"q\x00cbuiltins\n%s\nq\x01" % container.encode()
+    copy = b"h\x01h\x00\x85R"  # what is kept, once more
+    content = b"\x80\x02" + program + copy * 1000 + b"."
+    with pytest.raises(UserError, match="more than 1,000,000 objects"):
+        read_checkpoint(write_zip(tmp_path / "a.ckpt", content, {}))
+
+
 def test_nested_keys_do_not_take_for_ever(tmp_path):
     tower = b"(t" + b"2\x86" * 200  # a tuple of twice a tuple of twice ...: 2^200 leaves to hash
     content = b"\x80\x02}" + tower + b"K\x01s."

@@ -92,7 +92,9 @@ def test_exit_status_of_the_ways_to_end(capsys):
     assert capsys.readouterr().err == "error: no such thing\n"
     for error, status in ((KeyboardInterrupt(), 130), (Terminated(), 143)):
         assert exit_status(stop(error), []) == status
-        assert "the same command goes on" in capsys.readouterr().err
+        assert capsys.readouterr().err == "interrupted\n"
+        assert exit_status(stop(error), [], interrupted="interrupted: go on so") == status
+        assert capsys.readouterr().err == "interrupted: go on so\n"
     assert exit_status(stop(MemoryError()), []) == 2
     assert capsys.readouterr().err.startswith("error: out of memory")
     with pytest.raises(ZeroDivisionError):  # a defect of the program keeps its traceback

@@ -44,7 +44,7 @@ def record(**changes):
 
 
 def finish(run, image, psnr=30.0):
-    run.add_metrics(image, 0, (psnr, 0.9), (28.0, 0.8), 1.0)
+    run.add_metrics(image, 0, (psnr, 0.9), (28.0, 0.8), (6, 52, 46), 1.0)
 
 
 def table(path):
@@ -57,11 +57,14 @@ def test_tables_have_exactly_the_columns_and_the_images_order(tmp_path):
     finish(RunFolder(tmp_path, run.images), "c", 20.0)  # another process's
     run.write_tables()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "image,sample,psnr,ssim,baseline_psnr,baseline_ssim,seconds" == ",".join(METRICS)
+    passes = "unet,decoder_forward,decoder_backward"
+    assert lines[0] == f"image,sample,psnr,ssim,baseline_psnr,baseline_ssim,{passes},seconds" == ",".join(METRICS)
+    assert lines[1] == "c,0,20,0.9,28,0.8,6,52,46,1"
     assert [row["image"] for row in table(tmp_path / "metrics.csv")] == ["c", "a,b"]
     assert not (tmp_path / "failed.csv").exists()
     assert "25.00" in run.table()
     assert "28.00" in run.table()
+    assert "UNet 6, decoder 52 forward and 46 backward" in run.table()
 
 
 def test_an_image_that_fails_ends_alone_and_is_named(tmp_path):
