@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.quantize import VectorQuantizer
+from ldm.modules.sizes import MAX_ENTRIES, check_channels
 from ldm.util import reject_unknown
+from util.checks import whole_number
 
 
 class VQModelInterface(nn.Module):
@@ -24,11 +26,12 @@ class VQModelInterface(nn.Module):
     def __init__(self, embed_dim: int, n_embed: int, ddconfig: Mapping[str, Any], **training_only: Any):
         super().__init__()
         reject_unknown(type(self), training_only)
+        check_channels(embed_dim=embed_dim)
         self.embed_dim, self.resolution = embed_dim, ddconfig["resolution"]
-        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
-        self.quantize = VectorQuantizer(n_embed, embed_dim)
+        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
+        self.quantize = VectorQuantizer(whole_number("n_embed", n_embed, 1, MAX_ENTRIES), embed_dim)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
 
@@ -69,10 +72,11 @@ class AutoencoderKL(nn.Module):
         reject_unknown(type(self), training_only)
         if not ddconfig["double_z"]:
             raise ValueError("AutoencoderKL needs ddconfig.double_z: true")
+        check_channels(embed_dim=embed_dim)
         self.embed_dim, self.resolution = embed_dim, ddconfig["resolution"]
-        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
+        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
 

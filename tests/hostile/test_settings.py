@@ -162,6 +162,7 @@ def test_an_operator_that_cannot_be_is_refused(operator, told, refused, place, t
     assert told in refused("--task_config", str(tmp_path / "own.yaml"), "--limit", "1")
 
 
+CODER = "params.first_stage_config.params.ddconfig"
 MODELS = {
     "a target outside the list": ("target", "os.system", "LatentDiffusion"),
     "a target that is no name": ("target", 5, "target"),
@@ -170,9 +171,9 @@ MODELS = {
     "a condition outside the list": ("params.cond_stage_config", {"target": "os.system"}, "target"),
     "no UNet": ("params.unet_config", None, "target"),
     "an unknown setting": ("params.unet_config.params.model_chanels", 3, "did you mean 'model_channels'"),
-    "no channels": ("params.unet_config.params.model_channels", 0, "another model's"),
-    "text for channels": ("params.unet_config.params.model_channels", "many", "no model can be built"),
-    "channels without end": ("params.unet_config.params.model_channels", 2**60, "no model can be built"),
+    "no channels": ("params.unet_config.params.model_channels", 0, "model_channels: expected a whole"),
+    "text for channels": ("params.unet_config.params.model_channels", "many", "model_channels: expected a whole"),
+    "channels without end": ("params.unet_config.params.model_channels", 2**60, "model_channels: expected a whole"),
     "blocks without end": ("params.unet_config.params.num_res_blocks", 10**12, "num_res_blocks"),
     "first stage's blocks without end": (
         "params.first_stage_config.params.ddconfig.num_res_blocks",
@@ -181,7 +182,29 @@ MODELS = {
     ),
     "timesteps without end": ("params.timesteps", 10**13, "timesteps"),
     "no timesteps": ("params.timesteps", 0, "timesteps"),
-    "a first stage of no sides": ("params.first_stage_config.params.ddconfig.ch_mult", [], "no model can be built"),
+    "a first stage of no sides": (f"{CODER}.ch_mult", [], "ch_mult: expected a list of 1 to 12"),
+    "levels without end": (f"{CODER}.ch_mult", [1] * 10_000, "ch_mult: expected a list of 1 to 12"),
+    "a level without end": (f"{CODER}.ch_mult", [1, 10**9], "each of ch_mult"),
+    "a level of less than nothing": (f"{CODER}.ch_mult", [1, -1], "each of ch_mult"),
+    "levels that are a number": (f"{CODER}.ch_mult", 3, "ch_mult"),
+    "levels of the UNet without end": ("params.unet_config.params.channel_mult", [1] * 10_000, "channel_mult"),
+    "a level of the UNet without end": ("params.unet_config.params.channel_mult", [1, 10**9], "each of channel_mult"),
+    "the coder's channels without end": (f"{CODER}.ch", 10**9, "ch: expected"),
+    "features without end": (f"{CODER}.z_channels", 10**9, "z_channels"),
+    "colours without end": (f"{CODER}.out_ch", 10**9, "out_ch"),
+    "a nominal side without end": (f"{CODER}.resolution", 10**9, "resolution"),
+    "a codebook without end": ("params.first_stage_config.params.n_embed", 10**12, "n_embed"),
+    "entries without end": ("params.first_stage_config.params.embed_dim", 10**9, "embed_dim"),
+    "a latent's channels without end": ("params.channels", 10**12, "channels: expected"),
+    "a latent's side without end": ("params.image_size", 10**12, "image_size"),
+    "heads without end": ("params.unet_config.params.num_head_channels", 10**9, "num_head_channels"),
+    "context without end": ("params.unet_config.params.context_dim", 10**9, "context_dim"),
+    "classes without end": ("params.unet_config.params.num_classes", 10**12, "num_classes"),
+    "conditions without end": (
+        "params.cond_stage_config",
+        {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"embed_dim": 8, "n_classes": 10**12}},
+        "n_classes",
+    ),
     "an unknown schedule": ("params.beta_schedule", "steep", "steep"),
     "a schedule that is none": ("params.linear_end", 5, "linear"),
     "a scale of nothing": ("params.scale_factor", 0, "scale_factor"),

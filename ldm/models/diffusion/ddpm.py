@@ -12,6 +12,7 @@ from ldm.arithmetic import hold_gradient_in_range
 from ldm.models.autoencoder import DiagonalGaussian, VQModelInterface
 from ldm.models.diffusion.passes import PassCounter
 from ldm.modules.diffusionmodules.util import extract_into_tensor, make_beta_schedule
+from ldm.modules.sizes import MAX_SIDE, check_channels
 from ldm.util import instantiate_from_config, reject_unknown
 from util.checks import real_number, whole_number
 from util.errors import UserError
@@ -88,7 +89,8 @@ class LatentDiffusion(nn.Module):
         reject_unknown(type(self), training_only)
         if parameterization != "eps":
             raise UserError(f"parameterization {parameterization!r} is not supported: the model must predict eps")
-        self.image_size, self.channels = image_size, channels
+        self.image_size, self.channels = whole_number("image_size", image_size, 1, MAX_SIDE), channels
+        check_channels(channels=channels)
         self.cond_stage_key, self.use_ema = cond_stage_key, use_ema
         self.num_timesteps = whole_number("timesteps", timesteps, 1, MAX_TIMESTEPS)
         self.passes = PassCounter()

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.diffusionmodules.util import GroupNorm
+from ldm.modules.sizes import MAX_BLOCKS, MAX_SIDE, check_channels, check_levels
 from util.checks import whole_number
-
-MAX_BLOCKS = 100  # at one resolution; a configuration that asks for more would be built for hours
 
 
 def _norm(channels: int) -> GroupNorm:
@@ -132,6 +131,9 @@ class Encoder(nn.Module):
         out_ch: int | None = None,
     ):
         super().__init__()
+        check_channels(ch=ch, in_channels=in_channels, z_channels=z_channels)
+        check_levels("ch_mult", ch_mult, ch)
+        whole_number("resolution", resolution, 1, MAX_SIDE)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         width = ch
@@ -173,6 +175,9 @@ class Decoder(nn.Module):
         double_z: bool | None = None,
     ):
         super().__init__()
+        check_channels(ch=ch, out_ch=out_ch, z_channels=z_channels)
+        check_levels("ch_mult", ch_mult, ch)
+        whole_number("resolution", resolution, 1, MAX_SIDE)
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
         self.mid = _middle(width, dropout)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
-from ldm.modules.diffusionmodules.model import MAX_BLOCKS, Upsample
+from ldm.modules.diffusionmodules.model import Upsample
 from ldm.modules.diffusionmodules.util import GroupNorm, timestep_embedding, zero_module
+from ldm.modules.sizes import MAX_BLOCKS, MAX_ENTRIES, check_channels, check_levels
 from ldm.util import reject_unknown
 from util.checks import whole_number
 
@@ -133,6 +134,16 @@ class UNetModel(nn.Module):
             raise ValueError("UNetModel needs num_heads or num_head_channels")
         if use_spatial_transformer and context_dim is None:
             raise ValueError("use_spatial_transformer needs context_dim")
+        check_channels(in_channels=in_channels, model_channels=model_channels, out_channels=out_channels)
+        check_levels("channel_mult", channel_mult, model_channels)
+        if num_head_channels == -1:
+            check_channels(num_heads=num_heads)
+        else:
+            check_channels(num_head_channels=num_head_channels)
+        if context_dim is not None:
+            check_channels(context_dim=context_dim)
+        if num_classes is not None:
+            whole_number("num_classes", num_classes, 1, MAX_ENTRIES)
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.model_channels, self.num_classes = model_channels, num_classes
         self.downsampling = 2 ** (len(channel_mult) - 1)
