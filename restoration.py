@@ -34,12 +34,14 @@ class MeasuredPicture:
 
     Attributes:
         name: under which its results are written.
+        streams: what its random streams are called.
         truth: the picture, (1, 3, H, W) in [-1, 1].
         measurement: of the truth.
         task: what made the measurement.
     """
 
     name: str
+    streams: str
     truth: Tensor
     measurement: Measurement
     task: Task
@@ -133,7 +135,7 @@ class Restorer:
 
     def _generator(self, picture: MeasuredPicture, sample: int) -> Generator:
         """The noise source of a restoration, as it is before the first step."""
-        return torch_stream(self._seed, picture.name, f"solver {sample}", self._model.device)
+        return torch_stream(self._seed, picture.streams, f"solver {sample}", self._model.device)
 
     def _attempt(self, batch: Sequence[Restoration]) -> list[Restoration]:
         """Restore a batch from where it stands, and write what came of it.

@@ -88,7 +88,8 @@ def measured(args: Namespace, job: "Job", run: "RunFolder", names: Sequence[str]
     for name in names:
         with run.failures(name, run.samples_left(name)):
             truth = job.picture(name)
-            picture = MeasuredPicture(name, truth, measure(args, job.task, name, truth), job.task)
+            streams = job.pictures.stream_name(name)
+            picture = MeasuredPicture(name, streams, truth, measure(args, job.task, name, streams, truth), job.task)
             run.write_measurement(name, picture.measurement.tensors(), job.task.settings)
             pictures.append(picture)
     return pictures
@@ -263,14 +264,14 @@ def say_what_is_not_repeated(args: Namespace, record: Mapping[str, Any]) -> None
             LOGGER.warning("not as in %s: %s", args.from_run, line)
 
 
-def measure(args: Namespace, task: "Task", name: str, truth: "Tensor") -> "Measurement":
-    """Return the measurement of a picture (1, 3, H, W): drawn from streams of its own, or an earlier run's."""
+def measure(args: Namespace, task: "Task", name: str, streams: str, truth: "Tensor") -> "Measurement":
+    """Return the measurement of a picture (1, 3, H, W): drawn from its own ``streams``, or an earlier run's."""
     from util.run import read_measurement
     from util.streams import random_stream
 
     if args.measurement:
         return task.accept(read_measurement(args.measurement, name, task.settings), truth)
-    return task.measure(truth, *(random_stream(args.seed, name, purpose) for purpose in ("operator", "noise")), name)
+    return task.measure(truth, *(random_stream(args.seed, streams, purpose) for purpose in ("operator", "noise")), name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.pictures import check_picture, find_pictures, read_picture, read_size
+from data.pictures import check_picture, find_pictures, name_alone, read_picture, read_size
 from util.errors import UserError
 from util.registry import Registry
 
@@ -93,6 +93,7 @@ class PictureFolder(Dataset):
         resize: str = "error",
         limit: int | None = None,
     ) -> None:
+        self.root = root
         found = find_pictures(root)
         self.names = [name for name, _ in found]
         self.pictures = found[:limit]
@@ -114,6 +115,10 @@ class PictureFolder(Dataset):
             UserError: it is unreadable or does not fit.
         """
         return self[self.names.index(name)]
+
+    def stream_name(self, name: str) -> str:
+        """Return what the random streams of a picture are called, which depends on its own path only (`name_alone`)."""
+        return name_alone(self.pictures[self.names.index(name)].path, self.root)
 
     def size_of(self, name: str) -> tuple[int, int]:
         """Return the (height, width) of what `picture` gives for a name, from the header.

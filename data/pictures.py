@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from data.picture_list import read_list
+from data.torn_pictures import looks_whole
 from util.errors import UserError
 from util.picture_files import SUFFIXES, opened
 from util.registry import unknown
@@ -41,8 +42,7 @@ def find_pictures(root: str | Path) -> list[Picture]:
     root = Path(root)
     if os.path.isfile(root) and root.suffix.lower() == ".txt":
         paths = read_list(root)
-        below = [Path(*(part for part in path.parts if part not in ("..", path.anchor))) for path in paths]
-        names = picture_names(below, paths)
+        names = picture_names([_below(path) for path in paths], paths)
         return [Picture(name, root.parent / path) for name, path in zip(names, paths, strict=True)]
     if os.path.isfile(root):
         return [Picture(picture_names([Path(root.name)])[0], root)]
@@ -94,6 +94,22 @@ def picture_names(paths: list[Path], whole: list[Path] | None = None) -> list[st
     ]
 
 
+def name_alone(path: Path, root: str | Path) -> str:
+    """Return the name that a picture of `find_pictures` would have if there were no other.
+
+    What is random for a picture is drawn by it, so that a picture with the same stem beside it, which changes the names
+    of both, changes no result. The two then have the same draws.
+    """
+    folder = Path(root) if os.path.isdir(root) else Path(root).parent
+    own = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return picture_names([_below(own)], [own])[0]
+
+
+def _below(path: Path) -> Path:
+    """Leave out of a path what leads out of its folder: ``..`` and the root."""
+    return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
+
+
 def _clashes(names: list[str]) -> list[bool]:
     count = Counter(names)
     return [count[name] > 1 for name in names]
@@ -128,18 +144,21 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def check_picture(path: str | Path, size: tuple[int, int] | None = None, resize: str = "error") -> None:
-    """Check from the header alone that a picture can be read and fits.
+    """Check that a picture can be read and fits, from its header; only one whose end seems to be missing is decoded.
 
     Args:
         size: (height, width) that is wanted; None takes any.
         resize: one of ``RESIZE_METHODS``; with ``"error"`` the picture must have that size already.
 
     Raises:
-        UserError: as ``read_size``; the picture has another size; ``resize`` is none of the methods.
+        UserError: as ``read_size``; the end is missing; the size is another; ``resize`` is none of the methods.
     """
     if resize not in RESIZE_METHODS:
         raise unknown("resize method", resize, RESIZE_METHODS)
     height, width = read_size(path)
+    with opened(path) as image:
+        if not looks_whole(path, image):
+            image.load()
     if size is not None and resize == "error" and (height, width) != size:
         raise UserError(
             f"{str(path)!r} is {width}x{height} (width x height) where {size[1]}x{size[0]} is needed: "

@@ -279,10 +279,11 @@ def test_a_picture_that_cannot_be_read_is_named_before_anything_is_loaded(place,
     assert main([*command, "--limit", "1", "--skip_bad", "--save_dir", str(tmp_path / "none")]) == 0  # bad.png
 
 
-def test_a_picture_that_breaks_off_ends_that_image_only(place, tmp_path):  # noqa: F811
+def test_a_picture_that_is_damaged_inside_ends_that_image_only(place, tmp_path):  # noqa: F811
     pictures = write_pictures(tmp_path / "in", ["a.png", "b.png"])
-    content = (pictures / "a.png").read_bytes()
-    (pictures / "a.png").write_bytes(content[: len(content) // 2])  # its header is whole
+    content = bytearray((pictures / "a.png").read_bytes())
+    content[len(content) // 2] ^= 255  # its header is whole, and so is its end
+    (pictures / "a.png").write_bytes(content)
     assert main(words(place, tmp_path / "out", "--data", str(pictures), steps=2)) == 1
     assert [row["image"] for row in rows(tmp_path / "out" / "failed.csv")] == ["a"]
     assert [path.name for path in (tmp_path / "out" / "recon").iterdir()] == ["b.png"]

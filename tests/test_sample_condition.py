@@ -200,6 +200,14 @@ def test_an_image_depends_on_its_name_and_the_seed_alone(place, finished, tmp_pa
     assert (alone / "label/b b.safetensors").read_bytes() == (finished / "label/b b.safetensors").read_bytes()
 
 
+def test_a_picture_of_the_same_stem_beside_it_changes_no_result(place, finished, tmp_path):
+    (tmp_path / "in").mkdir()
+    shutil.copy(place / "pictures" / "a.png", tmp_path / "in")
+    assert main(words(place, tmp_path / "out", "--data", str(tmp_path / "in"))) == 0
+    for folder in FOLDERS:
+        assert (tmp_path / "out" / folder / "a.png").read_bytes() == (finished / folder / "a_png.png").read_bytes()
+
+
 def test_another_seed_is_another_measurement_and_restoration(place, finished, tmp_path):
     assert main(words(place, tmp_path, "--seed", "1", "--limit", "1")) == 0
     for path in ("label/a_jpg.safetensors", "recon/a_jpg.png"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.pictures import MAX_NAME_BYTES, find_pictures, picture_names, read_size
+from data.pictures import MAX_NAME_BYTES, find_pictures, name_alone, picture_names, read_size
 from util.errors import UserError
 
 
@@ -42,6 +42,23 @@ def test_a_name_does_not_depend_on_the_order_of_files():
     assert len(set(forward.values())) == len(paths)
     assert forward[Path("a.png")] == "a_png"
     assert forward[Path("c.d.png")] == "c.d"
+
+
+def test_the_name_that_a_picture_would_have_alone(tmp_path):
+    paths = ["c.png", "sub/c.png", "sub/deep/d.webp", f"{150 * 'x'}/{100 * 'y'}.png"]
+    for path in paths:
+        touch(tmp_path / "alone" / path[:20], path)
+        touch(tmp_path / "all", path, str(Path(path).with_suffix(".gif")))
+        (only,) = find_pictures(tmp_path / "alone" / path[:20])
+        both = [found for found in find_pictures(tmp_path / "all") if found.path == tmp_path / "all" / path]
+        assert only.name != both[0].name
+        assert only.name == name_alone(both[0].path, tmp_path / "all")
+        assert only.name == name_alone(only.path, tmp_path / "alone" / path[:20])
+    (tmp_path / "list.txt").write_text("all/c.png\nall/c.gif\n../" + tmp_path.name + "/all/sub/c.png")
+    listed = find_pictures(tmp_path / "list.txt")
+    assert [found.name for found in listed[:2]] == ["all_c_png", "all_c_gif"]
+    assert [name_alone(found.path, tmp_path / "list.txt") for found in listed[:2]] == ["all_c", "all_c"]
+    assert name_alone(listed[2].path, tmp_path / "list.txt") == listed[2].name
 
 
 PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=90).filter(
