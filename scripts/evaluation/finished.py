@@ -16,8 +16,8 @@ from data.pictures import decode_picture
 from ldm_inverse.task import Measurement, Task
 from util.errors import UserError
 from util.record import read_record
-from util.results import Results, has_failed
-from util.run import PASSES, read_measurement
+from util.results import PASSES, Results, has_failed
+from util.run import read_measurement
 
 
 class FinishedRun:
