@@ -68,7 +68,6 @@ class Task:
         params: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = {"operator": {**operator, **(mask_opt or {})}, "noise": dict(noise)}
-        self._accepted: set[tuple[Any, ...]] = set()
         self._method, self._params, self._device = method, dict(params or {}), torch.device("cpu")
         with _about("measurement.operator"):
             self.operator: Operator = OPERATORS.build(**self.settings["operator"]).eval().requires_grad_(False)
@@ -106,32 +105,19 @@ class Task:
         Raises:
             UserError: it cannot.
         """
-        self.check_saved(tensors, image.shape[-2:])
-        state = {name: tensor.to(self._device) for name, tensor in tensors.items()}
-        return Measurement(state.pop("y"), state)
-
-    def check_saved(self, tensors: Mapping[str, Tensor], size: Sequence[int]) -> None:
-        """Check that what was saved as `Measurement.tensors` can be of an image of this size, (height, width).
-
-        Raises:
-            UserError: it cannot.
-        """
-        shapes = (*size, *((name, *tensor.shape) for name, tensor in sorted(tensors.items())))
-        if shapes in self._accepted:  # a data set may have thousands alike, and some operators are slow
-            return
         try:
             state = {name: tensor.to(self._device) for name, tensor in tensors.items()}
-            found = tuple(state.pop("y").shape)
+            measurement = Measurement(state.pop("y"), state)
             with torch.no_grad():
-                expected = tuple(self.operator(torch.zeros(1, 3, *size, device=self._device), **state).shape)
+                expected = self.operator(torch.zeros_like(image, device=self._device), **measurement.state).shape
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"the saved measurement is none of this task's operator: {error}") from error
-        if found != expected:
+        if measurement.y.shape != expected:
             raise UserError(
-                f"the saved measurement has shape {found}, and that of the picture would have {expected}: give the "
-                "pictures that were measured"
+                f"the saved measurement has shape {tuple(measurement.y.shape)}, and that of the picture would have "
+                f"{tuple(expected)}: give the pictures that were measured"
             )
-        self._accepted.add(shapes)
+        return measurement
 
     def operator_fn(self, measurement: Measurement) -> Callable[[Tensor], Tensor]:
         """Return A with the measurement's own state: images to measurements."""

@@ -393,6 +393,20 @@ def test_a_measurement_by_other_settings_is_refused(place, finished, tmp_path, c
     assert main(words(place, tmp_path / "out", *other)) == 2
 
 
+def test_a_measurement_of_a_picture_of_another_size_is_refused_before_anything_is_written(place, tmp_path, capsys):
+    task = yaml.safe_load((place / "task.yaml").read_text())
+    task["measurement"] = {"operator": {"name": "super_resolution", "scale_factor": 4}}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    given = ["--task_config", str(tmp_path / "task.yaml"), "--data", str(write_pictures(tmp_path / "in", ["a.png"]))]
+    assert main(words(place, tmp_path / "first", *given, steps=1)) == 0
+    write_pictures(tmp_path / "in", ["a.png"], side=48)
+    capsys.readouterr()
+    saved = ["--measurement", str(tmp_path / "first" / "label")]
+    assert main(words(place, tmp_path / "out", *given, *saved, "--quiet", steps=1)) == 2
+    assert "the saved measurement has shape (1, 3, 8, 8), and that of the picture would" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_waits_for_no_heavy_import():
     code = "import sys, sample_condition; sample_condition.main(['--help']); sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
