@@ -150,6 +150,7 @@ class Restorer:
                 self._run.fail(batch[position].picture.name, [batch[position].sample], error)
             others = [position for position in range(len(batch)) if position not in watch.lost]
             if images is None:
+                watch.write_states()  # some may have to wait for others
                 return [batch[position] for position in others]
             for position in others:
                 self._finish(batch[position], images[position : position + 1])

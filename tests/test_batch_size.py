@@ -87,6 +87,15 @@ def test_images_of_a_batch_come_out_as_alone(size, place, alone, sizes, tmp_path
     assert record["run"]["batch_size"] == size
 
 
+def test_the_demo_presets_refinement_takes_a_batch_and_what_is_left_over(place, sizes, tmp_path):  # noqa: F811
+    given = ["--preset", "demo", "--limit", "3", "conditioning.resample.final=false"]
+    assert main(command(place, tmp_path / "one", *given)) == 0
+    assert main(command(place, tmp_path / "out", *given, "--batch_size", "2")) == 0
+    assert {row["stage"] for row in rows(tmp_path / "out" / "progress" / "b b" / "trace.csv")} >= {"refine"}
+    assert {1, 2} == set(sizes)
+    assert_same_but_for_rounding(tmp_path / "out", tmp_path / "one")
+
+
 def test_another_batch_size_is_no_other_setting(place, alone, tmp_path, capsys):  # noqa: F811
     assert main(command(place, tmp_path, "--limit", "1")) == 0
     capsys.readouterr()

@@ -282,7 +282,8 @@ def test_a_picture_that_cannot_be_read_is_named_before_anything_is_loaded(place,
 def test_a_picture_that_is_damaged_inside_ends_that_image_only(place, tmp_path):  # noqa: F811
     pictures = write_pictures(tmp_path / "in", ["a.png", "b.png"])
     content = bytearray((pictures / "a.png").read_bytes())
-    content[len(content) // 2] ^= 255  # its header is whole, and so is its end
+    middle, quarter = len(content) // 2, len(content) // 4
+    content[middle : middle + quarter] = b"\xff" * quarter  # its header is whole, and so is its end
     (pictures / "a.png").write_bytes(content)
     assert main(words(place, tmp_path / "out", "--data", str(pictures), steps=2)) == 1
     assert [row["image"] for row in rows(tmp_path / "out" / "failed.csv")] == ["a"]

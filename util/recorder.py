@@ -124,8 +124,8 @@ class BatchRecorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._minutes and kind is not None and issubclass(kind, KeyboardInterrupt | Terminated):
-            self._write_states()
+        if kind is not None and issubclass(kind, KeyboardInterrupt | Terminated):
+            self.write_states()
 
     def event(self, event: Any) -> None:
         """Keep an event of the sample that it is of."""
@@ -155,8 +155,8 @@ class BatchRecorder:
         self.share_time()
         for position, recorder in self._going_on():
             recorder.keep(states[position])
-        if self._minutes and time.monotonic() >= self._written + 60 * self._minutes:
-            self._write_states()
+        if time.monotonic() >= self._written + 60 * self._minutes:
+            self.write_states()
         if self.lost:
             raise Regroup
 
@@ -169,7 +169,9 @@ class BatchRecorder:
     def _going_on(self) -> list[tuple[int, Recorder]]:
         return [(position, own) for position, own in enumerate(self._recorders) if position not in self.lost]
 
-    def _write_states(self) -> None:
-        for _, recorder in self._going_on():
-            recorder.write_state()
+    def write_states(self) -> None:
+        """Write the states of those that go on, if they are to be written at all."""
+        if self._minutes:
+            for _, recorder in self._going_on():
+                recorder.write_state()
         self._written = time.monotonic()

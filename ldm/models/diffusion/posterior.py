@@ -45,12 +45,14 @@ class InverseProblem:
 
     @classmethod
     def stack(cls, problems: Sequence["InverseProblem"]) -> "InverseProblem":
-        """The problems of single images with one operator as the problem of a batch of them, in this order.
+        """The problems of single images with one operator as the problem of a batch of them, in this order; of one, itself.
 
         Raises:
             UserError: their measurements or states have different shapes, or only some know their noise's level.
         """
         first = problems[0]
+        if len(problems) == 1:
+            return first
         sigmas = [problem.noise_sigma for problem in problems]
         if None in sigmas and any(sigma is not None for sigma in sigmas):
             raise UserError("the noise's level is known of some of a batch's measurements only")

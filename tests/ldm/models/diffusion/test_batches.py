@@ -86,6 +86,11 @@ def test_each_image_is_restored_as_it_would_be_alone(model, operator):
     assert len(lengths) > 1  # they do not all stop at the same time
 
 
+def test_a_batch_of_one_is_what_it_is_made_of(model):
+    (alone,) = problems("inpainting", model, 1)
+    assert InverseProblem.stack([alone]) is alone
+
+
 def test_one_generator_is_not_enough_for_a_batch_of_another_size(model):
     problem = InverseProblem.stack(list(problems("inpainting", model, 2)))
     with pytest.raises(UserError, match="3 generators for a batch of 2"):
