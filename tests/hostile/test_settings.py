@@ -69,7 +69,7 @@ def test_a_file_that_is_a_folder_or_has_no_name_that_can_be_is_refused(refused, 
     assert "embedded null byte" in refused("--task_config", f"{tmp_path}/a\0b.yaml")
 
 
-# The words, and what is said. Those of tests/test_sample_condition.py (MISTAKES) are not here again.
+# The words, and what is said. Those of tests/test_mistakes.py are not here again.
 CANNOT_BE = [
     (["measurement.operator.name=gaussianblur", "measurement.mask_opt={}"], "did you mean 'gaussian_blur'"),
     (["measurement.operator.name=[inpainting]"], "operator"),

@@ -1,0 +1,78 @@
+"""The presets and task files that come with the project."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.models.diffusion.cost import most_passes
+from ldm.models.diffusion.resample_settings import ResampleSettings
+from ldm_inverse.task import Task
+from model_loader import load_yaml
+from sample_condition import main
+from tests.test_sample_condition import place, words  # noqa: F401
+from util.errors import UserError
+from util.settings import PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_shipped_preset_is_accepted(preset, place, tmp_path):  # noqa: F811
+    assert main(words(place, tmp_path, "--dry_run", "--preset", preset)) == 0
+
+
+def test_the_demo_preset_is_for_ninety_decoder_passes(place, tmp_path):  # noqa: F811
+    settings = load_yaml(PRESETS / "demo.yaml")
+    solver = ResampleSettings.from_config(settings["conditioning"]["resample"])
+    assert most_passes(solver, settings["ddim_steps"]).decoder <= 90
+
+
+TASKS = {
+    "super_resolution": ("resample", 0.1, "ffhq", {"in_shape": (1, 3, 256, 256), "scale_factor": 4}, None),
+    "gaussian_deblur": ("resample", 0.5, "celeb", {"kernel_size": 61, "intensity": 3.0}, None),
+    "motion_deblur": ("resample", 1.0, "celeb", {"kernel_size": 61, "intensity": 0.5}, None),
+    "inpainting": (
+        *("resample", 0.5, "celeb", {}),
+        {"mask_type": "random", "mask_prob_range": (0.7, 0.71), "image_size": 256},
+    ),
+    "nonlinear_deblur": (*("dps", 0.3, "celeb", {"opt_yml_path": "./bkse/options/generate_blur/default.yml"}, None),),
+}
+OPERATORS = {"gaussian_deblur": "gaussian_blur", "motion_deblur": "motion_blur", "nonlinear_deblur": "nonlinear_blur"}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_published_task_files_are_as_published(name):
+    sampler, scale, data, operator, mask_opt = TASKS[name]
+    assert load_yaml(ROOT / "configs" / "tasks" / f"{name}_config.yaml") == {
+        "conditioning": {"main_sampler": sampler, "method": "ps", "params": {"scale": scale}},
+        "data": {"name": data, "root": "./data/samples/"},
+        "measurement": {
+            "operator": {"name": OPERATORS.get(name, name), **operator},
+            "noise": {"name": "gaussian", "sigma": 0.01},
+            **({"mask_opt": mask_opt} if mask_opt else {}),
+        },
+    }
+
+
+SHIPPED = sorted((ROOT / "configs" / "tasks").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[str(path.relative_to(ROOT / "configs" / "tasks")) for path in SHIPPED])
+def test_every_shipped_task_can_be_measured(path, tmp_path, monkeypatch):
+    content = load_yaml(path)
+    assert "resample" not in content["conditioning"]  # the solver's settings are left to presets
+    if content["measurement"]["operator"]["name"] == "nonlinear_blur":
+        monkeypatch.chdir(tmp_path)  # where its downloaded weights are not
+        with pytest.raises(UserError, match="blur-kernel-space-exploring"):
+            Task(**content["measurement"])
+        return
+    side = 128 if path.parent.name == "demo" else 256
+    task = Task(**content["measurement"])
+    task.operator.check_size(side, side)
+    image = torch.rand(1, 3, side, side) * 2 - 1
+    measurement = task.measure(image, np.random.RandomState(0), np.random.RandomState(1))
+    assert measurement.y.isfinite().all()
+    assert json.dumps(task.settings)
