@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.model import Upsample
 from util.errors import UserError
 from util.registry import unknown
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("resample")
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+# Of the networks' kernels, and so of what goes through them.
+LAYOUT = torch.channels_last
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -82,14 +85,19 @@ def set_arithmetic(model: "LatentDiffusion", arithmetic: Arithmetic) -> None:
         torch.backends.cudnn.allow_tf32 = arithmetic.precision == "tf32"
     model.half = HALF.get(arithmetic.precision)
     networks = nn.ModuleList([model.model, model.first_stage_model])
-    networks.to(memory_format=torch.channels_last)
+    if model.device.type == "cpu":
+        for module in networks.modules():
+            if isinstance(module, Upsample):
+                module.fold()
+    networks.to(memory_format=LAYOUT)
     if model.half is not None:
         for module in networks.modules():
-            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | Upsample):
                 module.to(model.half)
     decoder = getattr(model.first_stage_model, "decoder", None)
     if decoder is not None:
-        decoder.recompute(arithmetic.low_memory)
+        # A compiler decides for itself which activations to keep.
+        decoder.recompute(activations=not arithmetic.compile, blocks=arithmetic.low_memory)
     if arithmetic.compile and _compiles(model.device):
         for network in filter(None, (model.model.diffusion_model, decoder)):
             network.compile()

@@ -1,12 +1,13 @@
 """Encoder and decoder of the first-stage autoencoders (Esser et al., 2021; Rombach et al., 2022)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.modules.attention import one_head_attention
 from ldm.modules.diffusionmodules.util import GroupNorm
 from ldm.modules.sizes import MAX_BLOCKS, MAX_SIDE, check_channels, check_levels
 from util.checks import whole_number
@@ -22,8 +23,20 @@ class Upsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.register_buffer("folded", None, persistent=False)
+
+    def fold(self) -> None:
+        """From now on do both at once, with 4/9 of the operations; the weights may not change any more.
+
+        Taps that fall on the same pixel before upsampling are added up beforehand. What remains of the two is a
+        transposed convolution of stride two, whose 4x4 kernel is the 3x3 one spread by a 2x2 box.
+        """
+        taps = self.conv.weight.detach().flip(2, 3).transpose(0, 1)
+        self.folded = sum(F.pad(taps, (right, 1 - right, down, 1 - down)) for right in (0, 1) for down in (0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.folded is not None:
+            return F.conv_transpose2d(x, self.folded, self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
@@ -38,8 +51,32 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
+def _run(module: Callable[[Tensor], Tensor], h: Tensor, recompute: bool) -> Tensor:
+    """``module(h)``; with ``recompute`` what it holds inside is computed again for the gradient, not kept."""
+    if recompute and h.requires_grad:
+        return checkpoint(module, h, use_reentrant=False, preserve_rng_state=False)
+    return module(h)
+
+
+def _activated(x: Tensor, norm: GroupNorm, *layers: nn.Module, recompute: bool) -> Tensor:
+    """Layers behind ``silu(norm(x))``. With ``recompute`` only x is kept for the gradient, to the same last bit.
+
+    What lies between is cheap to compute again; a frozen convolution is not computed again for its input's gradient.
+    """
+
+    def run(x: Tensor) -> Tensor:
+        h = F.silu(norm(x))
+        for layer in layers:
+            h = layer(h)
+        return h
+
+    return _run(run, x, recompute)
+
+
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions, each behind GroupNorm and SiLU, added to the input."""
+
+    recompute = False
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
         super().__init__()
@@ -52,8 +89,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = _activated(x, self.norm1, self.conv1, recompute=self.recompute)
+        h = _activated(h, self.norm2, self.dropout, self.conv2, recompute=self.recompute)
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
@@ -70,24 +107,26 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
-        out = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        out = one_head_attention(q, k, v)
         return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
 
 
-def _middle(channels: int, dropout: float) -> nn.Module:
-    mid = nn.Module()
-    mid.block_1 = ResnetBlock(channels, channels, dropout)
-    mid.attn_1 = AttnBlock(channels)
-    mid.block_2 = ResnetBlock(channels, channels, dropout)
-    return mid
+class _Middle(nn.Module):
+    """Attention between two residual blocks, at the lowest resolution."""
 
+    recompute = False
 
-def _run(module: nn.Module, h: Tensor, recompute: bool) -> Tensor:
-    """``module(h)``; with ``recompute`` what it holds inside is computed again for the gradient, not kept."""
-    if recompute and h.requires_grad:
-        return checkpoint(module, h, use_reentrant=False, preserve_rng_state=module.training)
-    return module(h)
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for part in (self.block_1, self.attn_1, self.block_2):
+            h = _run(part, h, self.recompute)
+        return h
 
 
 class _Level(nn.Module):
@@ -143,7 +182,7 @@ class Encoder(nn.Module):
             if i < len(ch_mult) - 1:
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = _middle(width, dropout)
+        self.mid = _Middle(width, dropout)
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, 2 * z_channels if double_z else z_channels, 3, padding=1)
 
@@ -153,12 +192,14 @@ class Encoder(nn.Module):
             h = level(h)
             if hasattr(level, "downsample"):
                 h = level.downsample(h)
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        h = self.mid(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class Decoder(nn.Module):
     """Features (B, z_channels, h, w) to images (B, out_ch, f h, f w): the encoder's mirror, one block more a level."""
+
+    recompute_activations = False
 
     def __init__(
         self,
@@ -180,7 +221,7 @@ class Decoder(nn.Module):
         whole_number("resolution", resolution, 1, MAX_SIDE)
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = _middle(width, dropout)
+        self.mid = _Middle(width, dropout)
         levels = []
         for i, mult in reversed(list(enumerate(ch_mult))):
             level = _Level(width, ch * mult, num_res_blocks + 1, resolution >> i in attn_resolutions, dropout)
@@ -192,19 +233,26 @@ class Decoder(nn.Module):
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
 
-    def recompute(self, on: bool) -> None:
-        """Trade time for memory: keep only what goes from block to block for the gradient, and compute blocks again.
+    def recompute(self, activations: bool, blocks: bool) -> None:
+        """Trade time for memory, with the same results to the last bit; for frozen weights and without dropout.
 
-        Same results to the last bit.
+        Args:
+            activations: keep the inputs of normalisations for the gradient, and compute the activations again: a third
+                of the memory for hardly any time.
+            blocks: keep only what goes from block to block, and compute the blocks again.
         """
-        for level in self.up:
-            level.recompute = on
+        self.recompute_activations = activations
+        for part in self.modules():
+            if isinstance(part, ResnetBlock):
+                part.recompute = activations
+            elif isinstance(part, _Middle | _Level):
+                part.recompute = blocks
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.conv_in(z)
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        h = self.mid(h)
         for level in reversed(self.up):
             h = level(h)
             if hasattr(level, "upsample"):
                 h = _run(level.upsample, h, level.recompute)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return _activated(h, self.norm_out, self.conv_out, recompute=self.recompute_activations)
