@@ -12,13 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ldm.arithmetic import Arithmetic, set_arithmetic
+from ldm.arithmetic import LAYOUT, Arithmetic, set_arithmetic
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
-from util.checkpoint import StoredTensor, moving_averages, read_checkpoint
+from util.checkpoint import moving_averages, read_checkpoint
 from util.errors import UserError
-from util.memory import keep_freed_memory
+from util.memory import keep_freed_memory, map_large_blocks
 from util.registry import unknown
+from util.stored_tensor import StoredTensor
 from util.yaml_files import load_yaml
 
 __all__ = ["build_model", "get_model", "load_model_from_config", "load_yaml", "require_checkpoint", "resolve_device"]
@@ -53,9 +54,12 @@ def get_model(
     require_checkpoint(diffusion_config)
     target = resolve_device(device, gpu)
     if target.type == "cpu":
+        map_large_blocks()
+    model = load_model_from_config(load_yaml(ldm_config), diffusion_config, target, use_ema, LAYOUT)
+    arithmetic = arithmetic or Arithmetic()
+    set_arithmetic(model, arithmetic)
+    if target.type == "cpu" and not arithmetic.low_memory:
         keep_freed_memory()
-    model = load_model_from_config(load_yaml(ldm_config), diffusion_config, target, use_ema)
-    set_arithmetic(model, arithmetic or Arithmetic())
     return model
 
 
@@ -102,9 +106,13 @@ def require_checkpoint(path: str | Path) -> Path:
 
 
 def load_model_from_config(
-    config: Mapping[str, Any], ckpt: str | Path, device: str | torch.device = "cpu", use_ema: bool | None = None
+    config: Mapping[str, Any],
+    ckpt: str | Path,
+    device: str | torch.device = "cpu",
+    use_ema: bool | None = None,
+    layout: torch.memory_format = torch.preserve_format,
 ) -> LatentDiffusion:
-    """Build a model and give it a checkpoint's weights, which stay in the memory-mapped file on the CPU.
+    """Build a model and give it a checkpoint's weights, one after the other.
 
     Args:
         config: a model's YAML as a mapping (plain or OmegaConf) with `model: {target, params}`. What only training read
@@ -114,6 +122,7 @@ def load_model_from_config(
         device: where the model goes.
         use_ema: take the moving average of the UNet's weights (`model_ema.`) in place of the weights themselves. None
             is as `model.params.use_ema` says, and that is false by default, as published.
+        layout: of the convolutions' kernels. What keeps the file's stays in its memory-mapped pages on the CPU.
 
     Returns:
         The model in float32 and evaluation mode; no parameter asks for a gradient.
@@ -133,7 +142,7 @@ def load_model_from_config(
         stored = stored | moving_averages(ckpt, stored, weights)
     _check_fit(model, stored, ckpt)
     _log_unused(model, stored, ckpt)
-    state = {name: _read(name, stored[name], ckpt, device) for name in model.state_dict() if name in stored}
+    state = {name: _read(name, stored[name], ckpt, device, layout) for name in model.state_dict() if name in stored}
     _check_schedule(model, state, ckpt)
     model.load_state_dict(state, strict=False, assign=True)
     return model.to(device).eval().requires_grad_(False)
@@ -251,14 +260,18 @@ def _log_unused(model: LatentDiffusion, stored: Mapping[str, StoredTensor], ckpt
         logger.warning("%s holds a scale_factor, and the configuration lacks scale_by_std: true", ckpt)
 
 
-def _read(name: str, stored: StoredTensor, ckpt: Path, device: str | torch.device) -> Tensor:
+def _read(
+    name: str, stored: StoredTensor, ckpt: Path, device: str | torch.device, layout: torch.memory_format
+) -> Tensor:
     tensor = stored.read()
     if not tensor.is_floating_point():
         raise UserError(f"{ckpt}: {name} holds {tensor.dtype} numbers, and no model does")
     tensor = tensor.to(torch.float32)
     if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
         raise UserError(f"{ckpt}: {name} holds NaN or infinity: the file is damaged, or its training diverged")
-    return tensor.to(device)
+    tensor = tensor.to(device, memory_format=layout if tensor.ndim == 4 else torch.preserve_format)
+    stored.release()
+    return tensor
 
 
 def _check_schedule(model: LatentDiffusion, state: Mapping[str, Tensor], ckpt: Path) -> None:

@@ -86,7 +86,8 @@ def set_arithmetic(model: "LatentDiffusion", arithmetic: Arithmetic) -> None:
     model.half = HALF.get(arithmetic.precision)
     networks = nn.ModuleList([model.model, model.first_stage_model])
     if model.device.type == "cpu":
-        for module in networks.modules():
+        # The UNet has few passes and wide kernels: there it would cost more memory than it saves time.
+        for module in model.first_stage_model.modules():
             if isinstance(module, Upsample):
                 module.fold()
     networks.to(memory_format=LAYOUT)

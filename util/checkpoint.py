@@ -1,9 +1,11 @@
 """Checkpoint files as named tensors that are read when they are asked for, and not before.
 
 The files are memory-mapped: a tensor is a view of the file's pages, so nothing is held twice, and what nobody asks for
-(moving averages, optimiser states) is never read.
+(moving averages, optimiser states) is never read. Pages that were read count as this process's memory until they are
+released; what still views them then finds them in the file again.
 """
 
+import json
 import logging
 import mmap
 import os
@@ -25,6 +27,7 @@ from torch import Tensor
 from util.errors import UserError
 from util.files import whole_file
 from util.safe_pickle import Function, HostilePickleError, PickleReader, apply
+from util.stored_tensor import Storage, StoredTensor
 
 logger = logging.getLogger("resample")
 
@@ -36,14 +39,6 @@ _DAMAGE = (
 
 # What the first pickle holds in the format that torch wrote before version 1.6.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A tensor of a file: its shape, and a function that reads it, to the CPU in the dtype it is stored in."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
@@ -67,8 +62,8 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
                 return _read_zip(path, file)
             if head[:1] == b"\x80":
                 return _read_legacy(path, file)
-        if head[8:] == b"{":
-            return _read_safetensors(path)
+            if head[8:] == b"{":
+                return _read_safetensors(path, file)
         raise ValueError(f"it begins with {head!r}, as none does" if head else "it is empty")
     except HostilePickleError as error:
         why = f"it names {_printable(error)}, as a file that runs commands does"
@@ -116,14 +111,6 @@ def _printable(value: object, limit: int = 160) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    file = safe_open(path, framework="pt")
-    return {
-        name: StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
-        for name in file.keys()  # noqa: SIM118 (not a dict)
-    }
-
-
 @dataclass(frozen=True, eq=False)
 class _StorageType:
     """What a pickle means by torch.FloatStorage and its like."""
@@ -131,45 +118,15 @@ class _StorageType:
     dtype: torch.dtype
 
 
-@dataclass(eq=False)
-class _Storage:
-    """A flat run of numbers in a mapped file. In the legacy format its start is known only after the pickle."""
-
-    buffer: mmap.mmap
-    dtype: torch.dtype
-    numel: int
-    start: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
-
-    def place(self, start: int) -> None:
-        """Set the position of the first byte."""
-        if start + self.nbytes > len(self.buffer):
-            raise ValueError("the file ends in the middle of a tensor")
-        self.start = start
-
-    def view(self, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        """Return a tensor in the file's own pages; a copy where they do not start at a multiple of the item size."""
-        if 0 in shape:
-            return torch.empty(shape, dtype=self.dtype)
-        buffer, start = self.buffer, self.start
-        if start % self.dtype.itemsize:
-            buffer, start = bytearray(buffer[start : start + self.nbytes]), 0
-        flat = torch.frombuffer(buffer, dtype=self.dtype, count=self.numel, offset=start)
-        return flat.as_strided(shape, stride, offset)
-
-
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     """Rebuild what torch.save made of a tensor. Nothing may reach outside the storage, or repeat its numbers."""
     numbers = (offset, *shape, *stride)
-    if not isinstance(storage, _Storage) or len(shape) != len(stride) or any(type(n) is not int for n in numbers):
+    if not isinstance(storage, Storage) or len(shape) != len(stride) or any(type(n) is not int for n in numbers):
         raise TypeError("a tensor that is none")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if min(numbers) < 0 or (0 not in shape and (last >= storage.numel or prod(shape) > storage.numel)):
         raise ValueError("a tensor that reaches outside its storage")
-    return StoredTensor(tuple(shape), partial(storage.view, offset, tuple(shape), tuple(stride)))
+    return StoredTensor(tuple(shape), partial(storage.view, offset, tuple(shape), tuple(stride)), storage.release)
 
 
 _TABLE: dict[str, Any] = {
@@ -192,25 +149,57 @@ _TABLE: dict[str, Any] = {
 }
 
 
-class _Storages(dict[str, _Storage]):
+class _Storages(dict[str, Storage]):
     """The storages that a pickle names, by key; a new one is placed by a function of its key (legacy: later)."""
 
-    def __init__(self, buffer: mmap.mmap, place: Callable[[_Storage, str], None] | None = None) -> None:
+    def __init__(self, buffer: mmap.mmap, place: Callable[[Storage, str], None] | None = None) -> None:
         super().__init__()
         self._buffer, self._place = buffer, place
 
-    def persistent_load(self, identity: Any) -> _Storage:
+    def persistent_load(self, identity: Any) -> Storage:
         """Return the storage of a persistent id: ("storage", type, key, device, numel) and, in legacy files, None."""
         kind, storage_type, key, _device, numel, *view = identity
         good = kind == "storage" and isinstance(storage_type, _StorageType) and isinstance(key, str)
         if not good or type(numel) is not int or numel < 0 or any(view):
             raise TypeError("a storage that is none")
         if key not in self:
-            storage = _Storage(self._buffer, storage_type.dtype, numel)
+            storage = Storage(self._buffer, storage_type.dtype, numel)
             if self._place is not None:
                 self._place(storage, key)
             self[key] = storage
         return self[key]
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
+    with safe_open(path, framework="pt") as checked:  # that header and file fit one another
+        names = list(checked.keys())
+    buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    (length,) = struct.unpack_from("<Q", buffer)
+    header = json.loads(buffer[8 : 8 + length])
+    tensors = {}
+    for name in names:
+        dtype, shape = header[name]["dtype"], tuple(header[name]["shape"])
+        if dtype not in _SAFETENSORS_DTYPES:
+            raise ValueError(f"{name} holds {dtype} numbers")
+        storage = Storage(buffer, _SAFETENSORS_DTYPES[dtype], prod(shape))
+        storage.place(8 + length + header[name]["data_offsets"][0])
+        stride = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+        tensors[name] = StoredTensor(shape, partial(storage.view, 0, shape, stride), storage.release)
+    return tensors
 
 
 def _read_zip(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
@@ -225,7 +214,7 @@ def _read_zip(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
     if buffer[order : order + length] not in (b"", b"little"):
         raise ValueError("its numbers are stored big end first")
 
-    def place(storage: _Storage, key: str) -> None:
+    def place(storage: Storage, key: str) -> None:
         record, room = records[f"{folder}data/{key}"]
         if room < storage.nbytes:
             raise ValueError("the file lacks part of a tensor")

@@ -5,26 +5,47 @@ import platform
 from pathlib import Path
 
 # mallopt's parameters, from glibc's malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
+# glibc's own values: those it starts with, and those it arrives at with large blocks.
+MMAP_MAX, MMAP_THRESHOLD_MAX = 65536, 32 << 20
 TOP_PAD = 64 << 20
+LARGE = 1 << 20
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for the next tensor of that size, instead of giving it to the system.
 
     glibc maps blocks above 32 MB anew each time, and to fill new pages costs up to as long as a convolution over them.
-    The process's peak stays; only what it holds between peaks grows. Elsewhere than on glibc nothing is done.
+    The process holds more for it, as what is freed leaves holes. Elsewhere than on glibc nothing is done.
 
     Returns:
         Whether the allocator was told.
     """
+    return _tell_allocator((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, TOP_PAD))
+
+
+def map_large_blocks() -> bool:
+    """Let every large block have pages of its own, which go back to the system when it is freed, and leave no holes.
+
+    For what is to stay (weights) or where memory counts more than time; otherwise as `keep_freed_memory`.
+    """
+    return _tell_allocator((M_MMAP_MAX, MMAP_MAX), (M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, LARGE), (M_TOP_PAD, 0))
+
+
+def allocate_as_by_default() -> bool:
+    """Undo what the functions above told the allocator; returns as `keep_freed_memory`."""
+    thresholds = (M_MMAP_THRESHOLD, MMAP_THRESHOLD_MAX), (M_TRIM_THRESHOLD, 2 * MMAP_THRESHOLD_MAX)
+    return _tell_allocator((M_MMAP_MAX, MMAP_MAX), *thresholds, (M_TOP_PAD, 0))
+
+
+def _tell_allocator(*options: tuple[int, int]) -> bool:
+    """Set parameters of glibc's malloc; returns whether all were taken."""
     if platform.libc_ver()[0] != "glibc":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, TOP_PAD))
     answers = [mallopt(option, value) for option, value in options]
     return answers == [1] * len(options)
 

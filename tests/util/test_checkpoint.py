@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import pickle
+import re
 import runpy
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import timeit
 import types
 import zipfile
 from collections import OrderedDict, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -388,6 +390,27 @@ def test_damaged_files_are_read_or_refused(tmp_path, whole_files, kind, data):
     path = tmp_path / "a.ckpt"
     path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     read_all(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_released_pages_are_no_longer_held_and_can_be_read_again(tmp_path, kind):
+    def file_megabytes():
+        return int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    tensors = {"a": torch.randn(10_000_000), "b": torch.randn(1000)}
+    path = tmp_path / kind
+    save_file(tensors, path) if kind == "safetensors" else torch.save(
+        tensors, path, **(LEGACY if kind == "legacy" else {})
+    )
+    stored = read_checkpoint(path)
+    before = file_megabytes()
+    read = {name: entry.read() for name, entry in stored.items()}
+    assert torch.equal(read["a"], tensors["a"])
+    assert file_megabytes() - before > 30
+    stored["a"].release()
+    assert file_megabytes() - before < 8
+    assert all(torch.equal(read[name], want) for name, want in tensors.items())
 
 
 def test_a_written_file_is_whole_and_replaces_the_old(tmp_path, tensors):

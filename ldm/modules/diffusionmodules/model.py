@@ -51,11 +51,11 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-def _run(module: Callable[[Tensor], Tensor], h: Tensor, recompute: bool) -> Tensor:
-    """``module(h)``; with ``recompute`` what it holds inside is computed again for the gradient, not kept."""
-    if recompute and h.requires_grad:
-        return checkpoint(module, h, use_reentrant=False, preserve_rng_state=False)
-    return module(h)
+def _run(module: Callable[..., Tensor], *inputs: Tensor, recompute: bool) -> Tensor:
+    """``module(*inputs)``; with ``recompute`` what it holds inside is computed again for the gradient, not kept."""
+    if recompute and inputs[0].requires_grad:
+        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return module(*inputs)
 
 
 def _activated(x: Tensor, norm: GroupNorm, *layers: nn.Module, recompute: bool) -> Tensor:
@@ -70,7 +70,7 @@ def _activated(x: Tensor, norm: GroupNorm, *layers: nn.Module, recompute: bool) 
             h = layer(h)
         return h
 
-    return _run(run, x, recompute)
+    return _run(run, x, recompute=recompute)
 
 
 class ResnetBlock(nn.Module):
@@ -97,6 +97,8 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head residual self-attention over the positions of a feature map, with 1x1 convolutions."""
 
+    recompute = False
+
     def __init__(self, channels: int):
         super().__init__()
         self.norm = _norm(channels)
@@ -108,7 +110,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        out = one_head_attention(q, k, v)
+        out = _run(one_head_attention, q, k, v, recompute=self.recompute)
         return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
 
 
@@ -125,7 +127,7 @@ class _Middle(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         for part in (self.block_1, self.attn_1, self.block_2):
-            h = _run(part, h, self.recompute)
+            h = _run(part, h, recompute=self.recompute)
         return h
 
 
@@ -143,9 +145,9 @@ class _Level(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
-            h = _run(block, h, self.recompute)
+            h = _run(block, h, recompute=self.recompute)
             if self.attn:
-                h = _run(self.attn[i], h, self.recompute)
+                h = _run(self.attn[i], h, recompute=self.recompute)
         return h
 
 
@@ -237,13 +239,13 @@ class Decoder(nn.Module):
         """Trade time for memory, with the same results to the last bit; for frozen weights and without dropout.
 
         Args:
-            activations: keep the inputs of normalisations for the gradient, and compute the activations again: a third
-                of the memory for hardly any time.
+            activations: keep the inputs of normalisations and attention for the gradient, and compute what follows
+                again: a third of the memory for hardly any time.
             blocks: keep only what goes from block to block, and compute the blocks again.
         """
         self.recompute_activations = activations
         for part in self.modules():
-            if isinstance(part, ResnetBlock):
+            if isinstance(part, ResnetBlock | AttnBlock):
                 part.recompute = activations
             elif isinstance(part, _Middle | _Level):
                 part.recompute = blocks
@@ -254,5 +256,5 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             h = level(h)
             if hasattr(level, "upsample"):
-                h = _run(level.upsample, h, level.recompute)
+                h = _run(level.upsample, h, recompute=level.recompute)
         return _activated(h, self.norm_out, self.conv_out, recompute=self.recompute_activations)
