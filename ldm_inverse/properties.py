@@ -157,13 +157,13 @@ def _require_no_transpose(operator: Operator) -> None:
 
 @_property
 def gradient(build: Build) -> str:
-    """The gradient is that of central finite differences, along a random direction."""
+    """The gradient is that of central finite differences (of `smooth`, A itself by default), in a random direction."""
     operator, x, state = case(build, batch=1)
     direction = image(x.shape, seed=4)
     weight = image(operator(x, **state).shape, seed=5)
 
     def value(step: float) -> float:
-        return (operator(x + step * direction, **state) * weight).sum().item()
+        return (operator.smooth(x + step * direction, **state) * weight).sum().item()
 
     x.requires_grad_()
     total = (operator(x, **state) * weight).sum()

@@ -73,6 +73,10 @@ class Operator(nn.Module):
         """Return A(x)."""
         raise NotImplementedError
 
+    def smooth(self, x: Tensor, **state: Tensor) -> Tensor:
+        """Return the function whose gradient `forward` has: A(x) itself, unless A is a step function (see `jpeg`)."""
+        return self.forward(x, **state)
+
     def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
         """Return A^T y, the adjoint: ``(A(x) * y).sum() == (x * A^T(y)).sum()`` for every x and y.
 

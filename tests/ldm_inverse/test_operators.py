@@ -19,6 +19,7 @@ SETTINGS = {
         {"mask_type": "extreme", "mask_len_range": (5, 12), "margin": (4, 6)},
         {"mask_type": "both", "mask_len_range": (5, 12), "mask_prob_range": (0.3, 0.6), "margin": (4, 6)},
     ],
+    "jpeg": [{}, {"quality": 90, "subsampling": 444}],
     "motion_blur": [{"kernel_size": 61}, {"kernel_size": 3}, {"kernel": np.triu(np.ones((5, 9)))}],
     "phase_retrieval": [{"oversample": 1.0}],
     "super_resolution": [{"scale_factor": 4}, {"scale_factor": 3}, {"scale_factor": 1}],
