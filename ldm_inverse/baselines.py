@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 LEAST_SIGMA = 1e-3  # an eighth of a grey level: below it, rounding is the noise
+FILTER = "hann"  # of the filtered back-projection
 
 if TYPE_CHECKING:
     from scipy.spatial import Delaunay
@@ -73,6 +74,27 @@ def _linear(triangles: "Delaunay", values: np.ndarray, points: np.ndarray) -> np
 
     mesh = Triangulation(*triangles.points.T, triangles.simplices)
     return np.stack([LinearTriInterpolator(mesh, z)(*points.T).filled(np.nan) for z in values.T], axis=1)
+
+
+def filtered_back_projection(sinogram: Tensor, theta: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Invert the Radon transform by filtered back-projection (scikit-image's `iradon`), per channel.
+
+    Args:
+        sinogram: (B, C, angles, detectors), line integrals in pixels; the detectors see all of the image.
+        theta: the angles in degrees.
+        size: the images' (H, W).
+
+    Returns:
+        images (B, C, H, W).
+    """
+    from skimage.transform import iradon  # slow to import
+
+    side = max(size)
+    top, left = (side // 2 - n // 2 for n in size)
+    options = {"theta": theta, "output_size": side, "filter_name": FILTER, "circle": False}
+    images = [iradon(channel.T, **options) for channel in sinogram.flatten(0, 1).cpu().double().numpy()]
+    stacked = torch.from_numpy(np.stack(images)[:, top : top + size[0], left : left + size[1]])
+    return stacked.reshape(*sinogram.shape[:2], *size).to(sinogram)
 
 
 def wiener(operator: "Operator", y: Tensor, sigma: float | None, state: dict[str, Tensor]) -> Tensor:

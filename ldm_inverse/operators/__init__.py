@@ -11,6 +11,7 @@ from ldm_inverse.operators import (
     nonlinear_blur,
     phase_retrieval,
     super_resolution,
+    tomography,
 )
 from ldm_inverse.operators.base import OPERATORS, Operator
 
@@ -27,4 +28,5 @@ __all__ = [
     "nonlinear_blur",
     "phase_retrieval",
     "super_resolution",
+    "tomography",
 ]

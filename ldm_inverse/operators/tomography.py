@@ -1,0 +1,155 @@
+"""Parallel-beam computed tomography."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm_inverse.baselines import filtered_back_projection
+from ldm_inverse.operators.base import OPERATORS, Operator, linear_map
+from util.checks import whole_number
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+MAX_ANGLES = 720
+
+
+@OPERATORS.register("tomography")
+class Tomography(Operator):
+    """A(x): the Radon transform of each channel, (B, 3, angles, detectors).
+
+    The angles part 180 degrees evenly. There is a detector for each pixel of the image's diagonal, so that all of it is
+    seen; outside the image is zero (mid-grey). A line integral is divided by the image's longer side, which keeps it
+    about [-1, 1]. The geometry is that of scikit-image's `radon` with ``circle=False``, the integrals are Joseph's.
+
+    Args:
+        angles: how many, from 1 to 720.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    linear = True
+
+    def __init__(self, angles: int = 25) -> None:
+        super().__init__()
+        self.angles = whole_number("angles", angles, 1, MAX_ANGLES)
+        # The projector of the last size: an optimisation calls the same one thousands of times.
+        self._projector: tuple[tuple, Projector] | None = None
+
+    @property
+    def theta(self) -> np.ndarray:
+        """The angles in degrees."""
+        return np.arange(self.angles) * 180 / self.angles
+
+    def forward(self, x: Tensor) -> Tensor:
+        projector = self._project(x.shape[-2:], x)
+        return linear_map(x, projector.apply, projector.adjoint)
+
+    def transpose(self, y: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Return A^T y, the back-projection; ``shape`` is the image's, by default square."""
+        size = 2 * (math.floor(y.shape[-1] / 2**0.5),) if shape is None else shape[-2:]
+        projector = self._project(size, y)
+        return linear_map(y, projector.adjoint, projector.apply)
+
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
+        """Return the filtered back-projection."""
+        return filtered_back_projection(y * max(shape[-2:]), self.theta, shape[-2:])
+
+    def picture(self, y: Tensor) -> Tensor:
+        """Return the sinogram, its angles repeated until it is about square."""
+        return y.repeat_interleave(max(round(y.shape[-1] / y.shape[-2]), 1), dim=-2)
+
+    def _project(self, size: Sequence[int], like: Tensor) -> "Projector":
+        key = (*size, like.dtype, like.device)
+        if self._projector is None or self._projector[0] != key:
+            self._projector = (key, Projector(size, self.theta, like.dtype, like.device))
+        return self._projector[1]
+
+
+class Projector:
+    """The line integrals of images (B, C, H, W), divided by the longer side, and their adjoint, as sparse matrices.
+
+    Args:
+        size: the images' (H, W).
+        theta: angles in degrees.
+        dtype: of the images to come; half types are computed in float32.
+        device: of the images to come.
+    """
+
+    def __init__(self, size: Sequence[int], theta: np.ndarray, dtype: torch.dtype, device: torch.device) -> None:
+        self.size = tuple(size)
+        self.sinogram = (len(theta), detectors(size))
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        matrix = joseph_matrix(size, theta) / max(size)
+        self._forward, self._adjoint = (_to_torch(part.tocsr()).to(device, self.dtype) for part in (matrix, matrix.T))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the sinograms (B, C, angles, detectors) of images (B, C, H, W)."""
+        return self._multiply(self._forward, x, self.sinogram)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the back-projections (B, C, H, W) of sinograms (B, C, angles, detectors)."""
+        return self._multiply(self._adjoint, y, self.size)
+
+    def _multiply(self, matrix: Tensor, x: Tensor, size: tuple[int, int]) -> Tensor:
+        product = matrix @ x.to(self.dtype).reshape(-1, matrix.shape[1]).T
+        return product.T.reshape(*x.shape[:2], *size).to(x.dtype).contiguous()
+
+
+def detectors(size: Sequence[int]) -> int:
+    """Return how many detectors see all of an image (H, W): the diagonal of a square of its longer side, rounded up."""
+    return math.ceil(2**0.5 * max(size))
+
+
+def joseph_matrix(size: Sequence[int], theta: np.ndarray) -> "csr_matrix":
+    """Return the matrix (angles * detectors, H * W) of line integrals over images of ``size``, in pixels.
+
+    The ray at angle theta and signed distance s from the centre, pixel (H // 2, W // 2), is the line of
+    ``(column, row) = s (cos, -sin) + t (sin, cos)``. It is followed pixel by pixel along the axis that it is closer to,
+    and the image is interpolated linearly along the other (Joseph, IEEE Trans. Med. Imaging 1982).
+
+    Args:
+        size: (H, W).
+        theta: angles in degrees.
+    """
+    from scipy.sparse import vstack  # slow to import
+
+    return vstack([_joseph_angle(size, angle) for angle in np.deg2rad(theta)], format="csr")
+
+
+def _joseph_angle(size: Sequence[int], angle: float) -> "csr_matrix":
+    """Return the rows of `joseph_matrix` of one angle, in radians."""
+    from scipy.sparse import csr_matrix
+
+    height, width = size
+    cos, sin = np.cos(angle), np.sin(angle)
+    by_rows = abs(cos) >= abs(sin)
+    count, steps, breadth = detectors(size), *((height, width) if by_rows else (width, height))
+    s = (np.arange(count) - count // 2)[:, None]
+    along = np.arange(steps) - steps // 2
+    # t where the ray crosses each row (column), and the column (row) it is at there.
+    across = (s * cos + (along + s * sin) * sin / cos) if by_rows else (-s * sin + (along - s * cos) * cos / sin)
+    across = across + breadth // 2
+    before = np.floor(across).astype(int)
+    rays, places, entries = [], [], []
+    for pixel, weight in ((before, before + 1 - across), (before + 1, across - before)):
+        ray, step = np.nonzero((pixel >= 0) & (pixel < breadth))
+        other = pixel[ray, step]
+        rays.append(ray)
+        places.append(step * width + other if by_rows else other * width + step)
+        entries.append(weight[ray, step] / max(abs(cos), abs(sin)))
+    shape = (count, height * width)
+    return csr_matrix((np.concatenate(entries), (np.concatenate(rays), np.concatenate(places))), shape=shape)
+
+
+def _to_torch(matrix: "csr_matrix") -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        parts = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+        return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=True)
