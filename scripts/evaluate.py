@@ -9,7 +9,7 @@ measured by the rest. Nothing is downloaded.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +64,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace) -> "Evaluation":
-    """Measure what the arguments name.
+def measure(args: argparse.Namespace, names: Mapping[Path, str] | None = None) -> "Evaluation":
+    """Measure what the arguments name; ``names`` says what to call the run in each folder (None: by the folders).
 
     Raises:
         UserError: it cannot be read, or not be compared.
@@ -73,12 +73,14 @@ def measure(args: argparse.Namespace) -> "Evaluation":
     from model_loader import resolve_device
     from scripts.evaluation.entries import compare, entries_of, entry_of_folders
     from scripts.evaluation.finished import FinishedRun
-    from scripts.evaluation.quality import find_weights, lpips_networks
+    from scripts.evaluation.quality import find_weights, lpips_networks, missing_weights
     from scripts.evaluation.tables import COMPARED, Evaluation
     from util.metrics import describe
 
     device = resolve_device(args.device)
     inception = find_weights("fid", args.weights) if args.fid else None
+    if args.fid and inception is None:
+        raise UserError(f"--fid: {missing_weights(['fid'], args.weights)}")
     networks, notes = lpips_networks(args.lpips, args.weights, device)
     notes = [describe(), *_lpips_notes(networks), *notes]
     if args.recon:
@@ -86,7 +88,7 @@ def measure(args: argparse.Namespace) -> "Evaluation":
         entries, differences = [entry], []
         notes += [f"{alone} pictures have no partner in the other folder and were left out"] if alone else []
     else:
-        entries = entries_of([FinishedRun(folder) for folder in args.runs], networks)
+        entries = entries_of([FinishedRun(folder) for folder in args.runs], networks, names)
         differences = compare(entries, [column.key for column in COMPARED], args.by_task)
         notes += [f"{entry.title}: {entry.failed} images could not be restored" for entry in entries if entry.failed]
     if inception is not None:
@@ -120,15 +122,22 @@ def add_fid(entries: Sequence["Entry"], weights: Path, device: "torch.device") -
     return notes
 
 
+def write(evaluation: "Evaluation", folder: Path) -> None:
+    """Write the tables into a folder."""
+    from scripts.evaluation.tables import FILES
+    from util.files import write_whole
+
+    for name, content in FILES.items():
+        write_whole(folder / name, content(evaluation))
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """Measure, write and print."""
     from scripts.evaluation.tables import FILES, as_text
-    from util.files import write_whole
 
     evaluation = measure(args)
     if args.save_dir is not None:
-        for name, content in FILES.items():
-            write_whole(args.save_dir / name, content(evaluation))
+        write(evaluation, args.save_dir)
     print(as_text(evaluation))
     if args.save_dir is not None:
         print(f"\nin {args.save_dir}: {', '.join(FILES)}")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -109,15 +109,21 @@ def titles(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
     return [os.path.relpath(path, root) for path in common]
 
 
-def entries_of(runs: Sequence[FinishedRun], networks: Networks) -> list[Entry]:
+def entries_of(runs: Sequence[FinishedRun], networks: Networks, names: Mapping[Path, str] | None = None) -> list[Entry]:
     """Measure runs: an entry for each group of `pooled`, and one for the baseline of each set of measurements.
+
+    Args:
+        runs: what to measure.
+        networks: of perceptual distances.
+        names: what to call the run in each folder; None derives it from the folders (`titles`).
 
     Raises:
         UserError: something in a folder is damaged.
     """
     entries, measured = [], {}
     groups = pooled(runs)
-    for title, group in zip(titles(groups), groups, strict=True):
+    called = titles(groups) if names is None else [names[group[0].folder] for group in groups]
+    for title, group in zip(called, groups, strict=True):
         entry = Entry(title, [], [str(run.folder) for run in group], _task(group[0]), sum(run.failed for run in group))
         for run in group:
             for name, row in run.rows.items():

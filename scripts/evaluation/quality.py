@@ -1,6 +1,7 @@
 """How near a picture is to the truth: PSNR and SSIM always, LPIPS and FID by packages and weights that may be there."""
 
 import contextlib
+import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,6 @@ FILES = {
     "vgg": "vgg16-397923af.pth",
     "fid": "weights-inception-2015-12-05-6726825d.pth",
 }
-PACKAGES = {"alex": "lpips", "vgg": "lpips", "fid": "torch-fidelity"}
 FEW = 2048  # the Inception features' dimension: of fewer pictures their covariance is singular
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -60,7 +60,7 @@ def quality(truth: np.ndarray, image: np.ndarray, networks: Networks) -> dict[st
 def lpips_networks(
     wanted: Sequence[str] | None, folder: Path | None, device: torch.device
 ) -> tuple[Networks, list[str]]:
-    """Return the LPIPS networks (Zhang et al., 2018; version 0.1) and a line for each that cannot be had.
+    """Return the LPIPS networks (Zhang et al., 2018; version 0.1), and in a line which cannot be had and why.
 
     Nothing is downloaded: the linear layers come with the package, the backbone from a file.
 
@@ -72,41 +72,42 @@ def lpips_networks(
     Raises:
         UserError: a network that was asked for by name cannot be had, or a file is none of its backbone.
     """
-    distances, missing = {}, []
-    for net in ("alex", "vgg") if wanted is None else wanted:
-        try:
-            distances[f"lpips_{net}"] = _lpips(net, find_weights(net, folder)).to(device)
-        except _UnavailableError as error:
-            if wanted is not None:
-                raise
-            missing.append(f"no lpips_{net}: {error}")
-    return Networks(distances, device), missing
+    nets = wanted or ("alex", "vgg")
+    if importlib.util.find_spec("lpips") is None:
+        found, why = {}, "the package is missing (pip install lpips)"
+    else:
+        found = {net: path for net in nets if (path := find_weights(net, folder)) is not None}
+        why = missing_weights([net for net in nets if net not in found], folder)
+    lacking = [f"lpips_{net}" for net in nets if net not in found]
+    line = f"no {', '.join(lacking)}: {why}"
+    if wanted and lacking:
+        raise UserError(line)
+    distances = {f"lpips_{net}": _lpips(net, path).to(device) for net, path in found.items()}
+    return Networks(distances, device), [line] if lacking else []
 
 
-class _UnavailableError(UserError):
-    """A package or a file is not there, which matters only to those who asked for it."""
+def _folder(folder: Path | None) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" if folder is None else folder
 
 
-def find_weights(network: str, folder: Path | None = None) -> Path:
-    """Return the file in a folder (None: torch.hub's) that holds a network of `FILES`.
+def find_weights(network: str, folder: Path | None = None) -> Path | None:
+    """Return the file in a folder (None: torch.hub's) that holds a network of `FILES`, or None where there is none."""
+    # What stands before the digest, and before the training's name that torchvision's has.
+    stem = FILES[network].rpartition("-")[0].removesuffix("-owt")
+    found = [path for path in _folder(folder).glob(f"{stem}[-.]*") if path.suffix in (".pth", ".pt", ".safetensors")]
+    return min(found, default=None)
 
-    Raises:
-        UserError: there is none.
-    """
-    chosen = Path(torch.hub.get_dir()) / "checkpoints" if folder is None else folder
-    stem = FILES[network].rpartition("-")[0] if network == "fid" else FILES[network].partition("-")[0]
-    found = [p for p in sorted(chosen.glob(f"{stem}[-.]*")) if p.suffix in (".pth", ".pt", ".safetensors")]
-    if not found:
-        raise _UnavailableError(f"no {FILES[network]} in {chosen} (--weights names the folder; nothing is downloaded)")
-    return found[0]
+
+def missing_weights(networks: Iterable[str], folder: Path | None = None) -> str:
+    """Return in words that the files of these networks are not in a folder."""
+    names = ", ".join(FILES[network] for network in networks)
+    return f"no {names} in {_folder(folder)} (--weights names the folder; nothing is downloaded)"
 
 
 def _lpips(net: str, path: Path) -> torch.nn.Module:
     """Return an LPIPS network whose backbone is in a file of torchvision's."""
-    try:
-        import lpips
-    except ImportError:
-        raise _UnavailableError("the package is missing (pip install lpips)") from None
+    import lpips
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it builds the backbone by keywords that torchvision has renamed
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)

@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from scripts import benchmark, compare_samplers, convert_checkpoint, evaluate, overview, sample, train
+from scripts import benchmark, compare_samplers, convert_checkpoint, evaluate, overview, sample, sweep, train
 from tests.checkpoints import Call, dumps, write_zip
 from tests.ldm.test_training import training_config
 from tests.tiny import write_pictures
@@ -21,6 +21,7 @@ PROGRAMS = {
     "evaluate": evaluate,
     "overview": overview,
     "sample": sample,
+    "sweep": sweep,
 }
 
 

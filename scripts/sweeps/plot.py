@@ -1,0 +1,96 @@
+"""Quality against what it costs, a panel for each task."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scripts.evaluation.entries import Entry
+from scripts.evaluation.statistics import Summary
+
+MARKERS = "osD^v"
+NETWORKS = ("unet", "decoder_forward", "decoder_backward")
+COSTS: Mapping[str, Callable[[Entry], float | None]] = {
+    "seconds for a restoration": lambda entry: _mean(entry.summary("seconds")),
+    "passes through the networks": lambda entry: _sum([entry.summary(key) for key in NETWORKS]),
+}
+
+
+def _mean(summary: Summary | None) -> float | None:
+    return None if summary is None else summary.mean
+
+
+def _sum(summaries: Sequence[Summary | None]) -> float | None:
+    return None if None in summaries else sum(summary.mean for summary in summaries)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the (cost, quality) points that none of the others beats in both, by rising cost."""
+    best: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or quality > best[-1][1]:
+            best.append((cost, quality))
+    return best
+
+
+def draw(panels: Mapping[str, Sequence[tuple[str, Entry]]], baselines: Mapping[str, Entry]) -> bytes:
+    """Draw mean PSNR with its interval against time, and below against passes through the networks.
+
+    Args:
+        panels: (label, entry) pairs by task; equal labels look alike in all.
+        baselines: by task.
+
+    Returns:
+        a PNG file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels = list(dict.fromkeys(label for entries in panels.values() for label, _ in entries))
+    size = (4.2 * len(panels) + 0.8, 7.5 + 0.2 * len(labels))
+    figure, axes = pyplot.subplots(len(COSTS), len(panels), figsize=size, squeeze=False, layout="constrained")
+    handles = {}
+    for column, (task, entries) in enumerate(panels.items()):
+        axes[0][column].set_title(task.replace("_", " "))
+        for row, (name, cost) in enumerate(COSTS.items()):
+            axis = axes[row][column]
+            axis.set(xlabel=name, ylabel="PSNR / dB", xscale="log")
+            points = {labels.index(label): (cost(entry), entry.summary("psnr")) for label, entry in entries}
+            handles |= _draw_points(axis, points)
+            baseline = baselines[task].summary("psnr") if task in baselines else None
+            if baseline is not None:
+                axis.axhline(baseline.mean, color="grey", linestyle=":", linewidth=1)
+                place = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+                axis.text(0.99, baseline.mean, "baseline", color="grey", fontsize=8, **place)
+    names = [f"{index + 1}  {labels[index]}" for index in sorted(handles)]
+    figure.legend([handles[index] for index in sorted(handles)], names, loc="outside lower left", fontsize=8)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    pyplot.close(figure)
+    return content.getvalue()
+
+
+def _draw_points(axis: Any, points: Mapping[int, tuple[float | None, Summary | None]]) -> dict[int, Any]:
+    """Draw numbered points with their intervals, and the front of those that none beats; returns what was drawn."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    known = {index: point for index, point in points.items() if point[0] and point[1] is not None}
+    drawn = {}
+    for index, (cost, psnr) in known.items():
+        spread = None if psnr.low is None else [[psnr.mean - psnr.low], [psnr.high - psnr.mean]]
+        look = {"fmt": MARKERS[index // 10 % len(MARKERS)], "color": f"C{index % 10}", "capsize": 3, "markersize": 5}
+        drawn[index] = axis.errorbar(cost, psnr.mean, spread, **look)
+        axis.annotate(str(index + 1), (cost, psnr.mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    if known:
+        best = front([(cost, psnr.mean) for cost, psnr in known.values()])
+        axis.plot(*zip(*best, strict=True), color="grey", linewidth=0.8, zorder=0)
+    costs = {cost for cost, _ in known.values()}
+    if len(costs) == 1:  # else the axis would have no extent
+        axis.set_xlim(min(costs) / 2, min(costs) * 2)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.2, y=0.15)
+    axis.grid(alpha=0.3)
+    return drawn
