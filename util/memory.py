@@ -50,6 +50,14 @@ def _tell_allocator(*options: tuple[int, int]) -> bool:
     return answers == [1] * len(options)
 
 
+def peak_memory_text() -> str:
+    """Return the most memory that torch has held at once on its card, or this process where it uses none, in words."""
+    import torch
+
+    held = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_memory()
+    return f"{held / 1e9:.1f} GB"
+
+
 def peak_memory() -> int:
     """Return the most bytes that this process has held at once, 0 where the system does not tell."""
     try:

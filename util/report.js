@@ -330,7 +330,7 @@ function startTiles() {
     if (Number.isNaN(mean(column))) continue;
     const more = mean(column) - mean(`baseline_${column}`);
     const better = Number.isNaN(more) ? "" : ` (${more > 0 ? "+" : ""}${more.toFixed(column === "ssim" ? 3 : 2)})`;
-    at("tiles").append(tile(shown(column, String(mean(column))), label(column), better, more > 0 ? "better" : "worse"));
+    at("tiles").append(tile(shown(column, String(mean(column))), label(column), better, more > 0 ? "better" : more < 0 ? "worse" : ""));
   }
   if (run.failures.length) at("tiles").append(tile(String(run.failures.length), "", "failed", "worse"));
 }

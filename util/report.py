@@ -143,14 +143,19 @@ def _plot(trace: Sequence[Mapping[str, Any]]) -> str:
 
 def _subtitle(record: Mapping[str, Any]) -> str:
     """Return in a line what was done: operator, noise, sampler, preset, seed."""
-    settings = flat(record["settings"])
-    parts = [settings.get("measurement.operator.name"), f"{settings.get('measurement.noise.name')} noise"]
-    if "measurement.noise.sigma" in settings:
-        parts[-1] += f" {settings['measurement.noise.sigma']}"
-    parts += [settings.get("conditioning.main_sampler"), f"{settings.get('ddim_steps')} steps"]
-    parts += [f"{word} {record['run'].get(word)}" for word in ("preset", "seed") if record["run"].get(word) is not None]
-    parts.append(Path(str(record["run"].get("ldm_config"))).stem)
-    return " · ".join(str(part) for part in parts)
+    found = {**flat(record["settings"]), **record["run"]}
+    found["model"] = Path(str(found.get("ldm_config", ""))).stem or None
+    patterns = {
+        "measurement.operator.name": "{}",
+        "measurement.noise.name": "{} noise",
+        "measurement.noise.sigma": "sigma {}",
+        "conditioning.main_sampler": "{}",
+        "ddim_steps": "{} steps",
+        "preset": "preset {}",
+        "seed": "seed {}",
+        "model": "model {}",
+    }
+    return " · ".join(text.format(found[key]) for key, text in patterns.items() if found.get(key) is not None)
 
 
 def _text(value: Any) -> str:

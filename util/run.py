@@ -27,7 +27,9 @@ from util.claims import POLL, Claims
 from util.errors import ImageError, UserError
 from util.files import write_whole
 from util.logger import LOGGER
+from util.memory import peak_memory_text
 from util.metrics import to_uint8
+from util.pace import Pace
 from util.record import CIRCUMSTANCES, differences, read_record
 from util.report import REPORT, report
 from util.residual_plot import residual_plot
@@ -66,6 +68,7 @@ class RunFolder:
         self._record: dict[str, Any] | None = None  # of the run that was begun
         self._tables_due = 0.0  # on the monotonic clock
         self._scratch: Path | None = None  # where the files of the images in hand are written first
+        self._pace = Pace((), ())
 
     def name(self, image: str, sample: int) -> str:
         """Return the name of a restoration (`restoration_name`)."""
@@ -187,6 +190,8 @@ class RunFolder:
             UserError: another run has taken the folder over.
         """
         waiting, count = list(images), ceil(batch_size / self.samples)
+        wanted = [self.name(image, sample) for image in images for sample in range(self.samples)]
+        self._pace = Pace(wanted, self._results.read())
         while waiting:
             others: list[str] = []
             found = iter(waiting)
@@ -280,7 +285,9 @@ class RunFolder:
         """Finish a restoration: (PSNR, SSIM) of itself and of the baseline, passes (`PASSES`), and seconds it took."""
         values = (*score, *baseline, *passes, seconds)
         self._finish(image, sample, dict(zip(METRICS[2:], values, strict=True)))
-        LOGGER.info("%s: %.2f dB, baseline %.2f dB, %.1f s", self.name(image, sample), score[0], baseline[0], seconds)
+        found = f"{score[0]:.2f} dB, baseline {baseline[0]:.2f} dB, {seconds:.1f} s"
+        pace = self._pace.text(self._results.read())
+        LOGGER.info("%s: %s; %s, %s at most", self.name(image, sample), found, pace, peak_memory_text())
 
     def _finish(self, image: str, sample: int, outcome: Mapping[str, Any]) -> None:
         name = self.name(image, sample)

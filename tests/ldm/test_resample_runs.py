@@ -59,6 +59,33 @@ def test_events_say_what_was_done(model):  # noqa: F811
         assert event.seconds > 0
 
 
+def test_events_keep_the_losses_of_every_iteration_with_target_and_noise_floor(model):  # noqa: F811
+    events = []
+    measurement = left_half(randn(1, *SHAPE, seed=1))
+    restore(model, measurement, S=40, settings=ResampleSettings(**QUICK), noise_sigma=0.2, callback=events.append)
+    assert all(event.noise_floor == pytest.approx(0.04) for event in events)
+    for event in events:
+        if event.stage == "soft":  # the norm, as the mean square over the measurement's entries
+            assert event.losses == pytest.approx([event.first_loss**2 / measurement.numel()])
+        else:
+            assert len(event.losses) == event.iterations
+            assert (event.losses[0], event.losses[-1]) == (event.first_loss, event.last_loss)
+            assert event.target == pytest.approx(1e-6)
+    restore(model, measurement, S=4, settings=ResampleSettings(**QUICK), callback=events.append)
+    assert events[-1].noise_floor is None
+
+
+def test_the_bar_follows_an_optimisation_while_it_goes_on(model, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr("ldm.models.diffusion.posterior.BAR_SECONDS", 0)
+    settings = ResampleSettings(interval=4, soft_step=False, pixel=PixelSettings(max_iters=5), final=False)
+    restore(model, left_half(randn(1, *SHAPE, seed=1)), S=12, settings=settings, soft=False, verbose=True)
+    shown = capsys.readouterr().err
+    for iteration in range(5):
+        assert f"pixel {iteration}/5, loss " in shown
+    assert ", target 1.0e-06, " in shown
+    assert " GB" in shown
+
+
 def test_a_final_stage_can_be_left_out_or_be_its_own(model):  # noqa: F811
     measurement = left_half(randn(1, *SHAPE, seed=1))
     for final, iterations in ((False, []), (LatentSettings(max_iters=9), [9])):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
@@ -128,11 +129,12 @@ class DDIMSampler:
         weight = next(self.model.parameters())
         z = _start(x_T, batch_size, shape, weight, conditioning, generator)
         watch = Watch(self.schedule, img_callback=img_callback, log_every_t=log_every_t, progress=verbose)
-        for step, index in watch.steps():
-            z, x0, _ = prior.ddim_step(z, index)
-            watch.finished(step, z, x0)
-            if callback is not None:
-                callback(step)
+        with closing(watch):
+            for step, index in watch.steps():
+                z, x0, _ = prior.ddim_step(z, index)
+                watch.finished(step, z, x0)
+                if callback is not None:
+                    callback(step)
         return z, watch.intermediates
 
     def posterior_sampler(
@@ -204,13 +206,9 @@ class DDIMSampler:
         watch = Watch(
             self.schedule, callback, img_callback, log_every_t, verbose, counter, done, state_callback, problem
         )
-        z = solve(
-            self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator),
-            problem,
-            z,
-            settings or ResampleSettings(),
-            watch,
-        )
+        prior = self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator)
+        with closing(watch):
+            z = solve(prior, problem, z, settings or ResampleSettings(), watch)
         return z, watch.intermediates
 
     def p_sample_ddim(

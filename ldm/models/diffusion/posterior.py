@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.models.diffusion.optimise import Minimum
+from ldm.models.diffusion.optimise import IterationCallback, Minimum
 from ldm.models.diffusion.passes import PassCounter, Passes
 from ldm.models.diffusion.prior import DDIMSchedule
 from util.errors import UserError
+from util.memory import peak_memory_text
 from util.registry import Registry
+
+BAR_SECONDS = 0.5  # between two looks at an optimisation that goes on
 
 POSTERIOR_SAMPLERS = Registry("sampler")
 register_sampler = POSTERIOR_SAMPLERS.register
@@ -164,6 +167,7 @@ class Watch:
         self.schedule, self.callback, self.img_callback = schedule, callback, img_callback
         self.log_every_t, self.progress = log_every_t, progress
         self.intermediates: dict[str, list[Tensor]] = {"x_inter": [], "pred_x0": []}
+        self.bar = tqdm(disable=True)
         self.clock = time.perf_counter()
         self.passes = passes or PassCounter()
         self.spent = {sample: self.passes.of(sample) for sample in self.passes.images()}
@@ -172,9 +176,16 @@ class Watch:
         """(step, index) of each step: 0 .. S-1 and S-1 .. 0; those before ``first_index``, or done, are left out."""
         total = len(self.schedule)
         first = max(self.done, 0 if first_index is None else total - 1 - first_index)
-        with tqdm(range(first, total), disable=not self.progress, desc="sampling", leave=None, dynamic_ncols=True) as self.bar:
-            for step in self.bar:
-                yield step, total - 1 - step
+        self.bar = tqdm(
+            total=total - first, desc="sampling", disable=not self.progress, leave=None, dynamic_ncols=True
+        )
+        for step in range(first, total):
+            yield step, total - 1 - step
+            self.bar.update()
+
+    def close(self) -> None:
+        """Take the bar away. Until then it also shows what comes after the last step."""
+        self.bar.close()
 
     def stepped(self, step: int, batch: int, norm: Tensor | None = None) -> None:
         """Report a step of all samples; ``norm``: of the residual whose gradient the step took (one, or (B,))."""
@@ -209,8 +220,8 @@ class Watch:
         seconds, self.clock = (now - self.clock) / len(samples), now
         timestep = self.schedule.timesteps[-1 - step] if step < len(self.schedule) else 0
         losses = [fields["last_loss"] for fields in samples if "last_loss" in fields]
-        if losses:
-            self.bar.set_postfix(stage=stage, loss=f"{sum(losses) / len(losses):.2e}", refresh=False)
+        if losses and self.progress:
+            self._say(stage, sum(losses) / len(losses), samples[0].get("target"))
         if self.callback is not None:
             floors = self._noise_floors(len(samples))
             for sample, fields in enumerate(samples):
@@ -221,6 +232,26 @@ class Watch:
         """The mean square of the noise of each sample's measurement."""
         sigmas = [None] * batch if self.problem is None else self.problem.sigmas(batch)
         return [None if sigma is None else sigma**2 for sigma in sigmas]
+
+    def follow(self, stage: str, max_iters: int, target: float | None) -> IterationCallback | None:
+        """What shows an optimisation on the bar while it goes on, as `minimise` calls it; None where nobody looks."""
+        if not self.progress:
+            return None
+        shown = time.monotonic()
+
+        def iteration(done: int, losses: Tensor) -> None:
+            nonlocal shown
+            if time.monotonic() - shown < BAR_SECONDS:  # reading losses waits for the device
+                return
+            shown = time.monotonic()
+            self._say(f"{stage} {done}/{max_iters}", losses.mean().item(), target)
+
+        return iteration
+
+    def _say(self, stage: str, loss: float, target: float | None) -> None:
+        """Say beside the bar what is going on."""
+        aim = "" if target is None else f", target {target:.1e}"
+        self.bar.set_postfix_str(f"{stage}, loss {loss:.1e}{aim}, {peak_memory_text()}", refresh=stage != "soft")
 
     def _passes(self, sample: int) -> dict[str, int]:
         """What the networks did for a sample since the event before, as keywords of a TraceEvent."""

@@ -59,14 +59,16 @@ def sample_resample(
         if stage is not None:
             ahead = time_travel(prior, z, index, settings)
             abar = prior.schedule.alphas_prev[index]
-            clean, minimum = fit(prior.model, problem, ahead.pseudo_x0, stage, settings, abar)
+            follow = watch.follow(stage, *aim(settings.pixel if stage == "pixel" else settings.latent, problem))
+            clean, minimum = fit(prior.model, problem, ahead.pseudo_x0, stage, settings, abar, follow)
             z, x0 = resample_at(prior, clean, z, index, settings), ahead.pred_x0
             watch.optimised(step, stage, minimum)
         watch.finished(step, z, x0)
 
     if settings.final_stage is not None:
         abar = prior.schedule.alphas_prev[settings.last_event(len(prior.schedule))]
-        minimum = fit_latent(prior.model, problem, z, settings.final_stage, abar)
+        follow = watch.follow("final", *aim(settings.final_stage, problem))
+        minimum = fit_latent(prior.model, problem, z, settings.final_stage, abar, follow)
         z = minimum.x
         watch.optimised(len(prior.schedule), "final", minimum)
     return z
@@ -104,15 +106,16 @@ def fit(
     stage: Literal["pixel", "latent"],
     settings: ResampleSettings,
     abar: float = 0.0,
+    callback: IterationCallback | None = None,
 ) -> tuple[Tensor, Minimum]:
     """The clean latent near p0 that explains the measurement, found over images or over latents.
 
     ``abar`` is the cumulative product at the latent that p0 is the estimate of.
     """
     if stage == "latent":
-        minimum = fit_latent(model, problem, p0, settings.latent, abar)
+        minimum = fit_latent(model, problem, p0, settings.latent, abar, callback)
         return minimum.x, minimum
-    minimum = fit_pixel(problem, model.decode_first_stage(p0), settings.pixel)
+    minimum = fit_pixel(problem, model.decode_first_stage(p0), settings.pixel, callback)
     with torch.no_grad():
         return model.encode_mode(minimum.x), minimum
 
@@ -199,6 +202,12 @@ def for_rows(select: Callable[[Sequence[int]], Chosen]) -> Callable[[Sequence[in
 def stop_rules(settings: PixelSettings, noise_sigmas: Sequence[float | None]) -> list[StopRule]:
     """The rule of these settings for each measurement, whose noise has this root mean square (None: not known)."""
     return [StopRule(settings.max_iters, settings.threshold(sigma), settings.window) for sigma in noise_sigmas]
+
+
+def aim(settings: PixelSettings, problem: InverseProblem) -> tuple[int, float | None]:
+    """The most iterations that an optimisation has, and the loss that the first measurement's stops below."""
+    (rule, *_) = stop_rules(settings, problem.sigmas(1)[:1])
+    return rule.max_iters, rule.threshold or None
 
 
 def resample_at(prior: LatentPrior, clean: Tensor, z: Tensor, index: int, settings: ResampleSettings) -> Tensor:
