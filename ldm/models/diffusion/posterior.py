@@ -16,6 +16,8 @@ from util.errors import UserError
 from util.memory import peak_memory_text
 from util.registry import Registry
 
+# tqdm's own without the rate: what is beside it should fit a terminal.
+BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 BAR_SECONDS = 0.5  # between two looks at an optimisation that goes on
 
 POSTERIOR_SAMPLERS = Registry("sampler")
@@ -176,9 +178,8 @@ class Watch:
         """(step, index) of each step: 0 .. S-1 and S-1 .. 0; those before ``first_index``, or done, are left out."""
         total = len(self.schedule)
         first = max(self.done, 0 if first_index is None else total - 1 - first_index)
-        self.bar = tqdm(
-            total=total - first, desc="sampling", disable=not self.progress, leave=None, dynamic_ncols=True
-        )
+        look = {"bar_format": BAR_FORMAT, "leave": None, "dynamic_ncols": True}
+        self.bar = tqdm(total=total - first, desc="sampling", disable=not self.progress, **look)
         for step in range(first, total):
             yield step, total - 1 - step
             self.bar.update()
