@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ldm_inverse.baselines import denoise
 from ldm_inverse.operators.base import OPERATORS, Operator
 
 
@@ -18,3 +19,7 @@ class Identity(Operator):
 
     def transpose(self, y: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         return y
+
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
+        """Return the measurement, denoised by non-local means."""
+        return denoise(y, sigma)

@@ -55,6 +55,16 @@ def test_deconvolution_is_a_proper_estimate(photograph):
     assert right > more
 
 
+@pytest.mark.parametrize("sigma", [0.1, 0.3])
+def test_denoising_beats_the_noisy(photograph, sigma):
+    operator, y, state = measure("noise", photograph, sigma)
+    restored = baseline(operator, y, photograph.shape, sigma, state)
+    assert psnr(photograph, restored) > psnr(photograph, y) + 5
+    assert restored.dtype == photograph.dtype
+    # Not told the noise, it comes near.
+    assert psnr(photograph, baseline(operator, y, photograph.shape, None, state)) > psnr(photograph, restored) - 0.5
+
+
 def test_upscaling_is_bicubic(photograph):
     operator, y, state = measure("super_resolution", photograph, 0.0, scale_factor=4)
     got = baseline(operator, y, photograph.shape, 0.0, state)
