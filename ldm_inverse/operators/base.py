@@ -104,6 +104,14 @@ class Operator(nn.Module):
         """
         return y if tuple(y.shape) == tuple(shape) else y.new_zeros(tuple(shape))
 
+    def equivalents(self, x: Tensor) -> list[Tensor]:
+        """Return images that all have the measurement of x, and are far from each other: x, and here no others.
+
+        Restarts (`conditioning.restarts`) begin from one after the other: a measurement does not tell them apart, and a
+        prior may.
+        """
+        return [x]
+
     def picture(self, y: Tensor) -> Tensor:
         """Return a measurement as a picture to look at, (B, 1 or 3, h, w), black at -1, white at 1: here, y itself."""
         return y

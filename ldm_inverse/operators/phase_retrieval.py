@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_inverse.baselines import hybrid_input_output
 from ldm_inverse.operators.base import OPERATORS, Operator
 from util.checks import real_number
 
@@ -35,6 +36,14 @@ class PhaseRetrieval(Operator):
         padded = F.pad(x, (self.pad,) * 4)
         # Centring the image as well would only change the phase.
         return torch.fft.fftshift(torch.fft.fft2(padded, norm="ortho").abs(), dim=(-2, -1))
+
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
+        """Return what hybrid input-output finds; which of the `equivalents` it is, is left to chance."""
+        return hybrid_input_output(y, self.pad)
+
+    def equivalents(self, x: Tensor) -> list[Tensor]:
+        """Return x, its negative, and both turned by 180 degrees: all have the same magnitudes."""
+        return [sign * image for image in (x, x.flip(-2, -1)) for sign in (1, -1)]
 
     def picture(self, y: Tensor) -> Tensor:
         """Return the logarithm of the magnitudes: from 0.001, black, to 10, white."""

@@ -10,7 +10,7 @@ from scipy.interpolate import griddata
 from skimage.data import astronaut
 
 from ldm_inverse.baselines import baseline, interpolate
-from ldm_inverse.measurements import get_noise, get_operator
+from ldm_inverse.measurements import Operator, get_noise, get_operator
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_interpolation_of_too_few_pixels(kept):
 def test_otherwise_the_measurement_or_nothing(photograph):
     operator, y, state = measure("camera_blur", photograph, 0.0, kernel_size=9)
     assert torch.equal(baseline(operator, y, photograph.shape, 0.0, state), y.clamp(-1, 1))
-    operator, y, state = measure("phase_retrieval", photograph, 0.0)
-    assert torch.equal(baseline(operator, y, photograph.shape, 0.0, state), torch.zeros_like(photograph))
+    y = torch.ones(1, 3, 5, 7)
+    assert torch.equal(baseline(Operator(), y, photograph.shape, 0.0, {}), torch.zeros_like(photograph))
 
 
 def test_batch_is_each_image_alone(photograph):
