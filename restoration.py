@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from ldm.models.diffusion.posterior import InverseProblem
+from ldm.models.diffusion.restarts import restore_best
 from ldm.models.diffusion.solver import Solver
 from ldm_inverse.task import Measurement, Task
 from util.errors import is_out_of_memory
@@ -65,6 +66,7 @@ class MeasuredPicture:
             self.task.noise_level(self.measurement),
             self.baseline if from_baseline else None,
             self.measurement.state,
+            self.task.operator.equivalents,
         )
 
 
@@ -93,6 +95,7 @@ class Restorer:
         batch_size: restorations at once, at most. Where they take more memory than there is, it is halved.
         minutes: between two savings of the states of restorations in progress; 0 never saves them.
         progress: show a bar for the steps of each batch.
+        restarts: runs of the solver for each restoration, the best of which is kept (`restore_best`).
     """
 
     def __init__(
@@ -104,10 +107,11 @@ class Restorer:
         batch_size: int = 1,
         minutes: float = 0.0,
         progress: bool = False,
+        restarts: int = 1,
     ) -> None:
         self.batch_size = batch_size
         self._model, self._solver, self._run, self._seed = model, solver, run, seed
-        self._minutes, self._progress = minutes, progress
+        self._minutes, self._progress, self._restarts = minutes, progress, restarts
 
     def restore(self, pictures: Sequence[MeasuredPicture]) -> None:
         """Restore each picture as often as is left to do, and write what comes out.
@@ -128,7 +132,7 @@ class Restorer:
 
     def _begin(self, picture: MeasuredPicture, sample: int) -> Restoration:
         name = self._run.name(picture.name, sample)
-        recorder = Recorder(self._run, name, self._solver.steps, self._model.decode_first_stage)
+        recorder = Recorder(self._run, name, self._restarts * self._solver.steps, self._model.decode_first_stage)
         if self._minutes:
             recorder.resume(self._generator(picture, sample))
         return Restoration(picture, sample, recorder)
@@ -178,7 +182,9 @@ class Restorer:
         pictures = [restoration.picture for restoration in batch]
         from_baseline = self._solver.settings.start < 1
         states = [restoration.recorder.rewind() for restoration in batch]
-        return self._solver.restore(
+        return restore_best(
+            self._solver,
+            self._restarts,
             self._model,
             InverseProblem.stack([picture.problem(self._model, from_baseline) for picture in pictures]),
             (len(batch), *pictures[0].truth.shape[1:]),

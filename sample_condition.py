@@ -46,7 +46,8 @@ def restore_images(args: Namespace) -> int:
     set_up_logging(args.verbose, args.quiet)
     job = prepare(args)
     if args.dry_run:
-        print(plan(job.settings, job.pictures.pictures, args.n_samples_per_class, job.solver.cost().table()))
+        passes = {what: job.restarts * number for what, number in job.solver.cost().table().items()}
+        print(plan(job.settings, job.pictures.pictures, args.n_samples_per_class, passes))
         return 0
     run = RunFolder(args.save_dir, job.pictures.names, args.n_samples_per_class)
     record = check_files(args, job, run)
@@ -77,7 +78,7 @@ def get_restorer(args: Namespace, job: "Job", model: "LatentDiffusion", run: "Ru
     from util.processes import rank
 
     progress = sys.stderr.isatty() and not args.quiet and rank() == 0
-    return Restorer(model, job.solver, run, args.seed, args.batch_size, args.checkpoint_minutes, progress)
+    return Restorer(model, job.solver, run, args.seed, args.batch_size, args.checkpoint_minutes, progress, job.restarts)
 
 
 def measured(args: Namespace, job: "Job", run: "RunFolder", names: Sequence[str]) -> list["MeasuredPicture"]:
@@ -116,6 +117,11 @@ class Job(NamedTuple):
     pictures: "PictureFolder"
     bad: dict[str, str]
     plugins: list[str]
+
+    @property
+    def restarts(self) -> int:
+        """Runs of the sampler for each restoration."""
+        return self.settings.conditioning.restarts
 
     def picture(self, name: str) -> "Tensor":
         """Return a picture (1, 3, H, W) in [-1, 1].

@@ -18,11 +18,13 @@ class SamplerState(NamedTuple):
         done: steps that are done.
         latent: what they led to, (1, C, h, w).
         generator: the noise source's state (`torch.Generator.get_state`).
+        best: of the restarts that have ended, the image kept, (1, 3, H, W); None in the first.
     """
 
     done: int
     latent: Tensor
     generator: Tensor
+    best: Tensor | None = None
 
 
 class Progress(NamedTuple):
@@ -37,6 +39,8 @@ def encode(state: SamplerState, trace: Sequence[Mapping[str, Any]], seconds: flo
     """Return a file's content (safetensors) from which `read` makes these again."""
     latent = state.latent.detach().cpu()
     tensors = {"latent": latent.contiguous(), "generator": state.generator}
+    if state.best is not None:
+        tensors["best"] = state.best.detach().cpu().contiguous()
     channels_last = not latent.is_contiguous() and latent.is_contiguous(memory_format=torch.channels_last)
     about = {"done": state.done, "channels_last": channels_last, "trace": list(trace), "seconds": seconds}
     return save(tensors, metadata={"progress": json.dumps(about)})
@@ -48,12 +52,13 @@ def read(path: Path, generator: torch.Generator) -> Progress | None:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["progress"])
             latent, state = file.get_tensor("latent"), file.get_tensor("generator")
+            best = file.get_tensor("best").to(generator.device) if "best" in file.keys() else None  # noqa: SIM118
         if state.shape != generator.get_state().shape:  # of another kind of device
             return None
         # The layout decides which kernels compute, and so the last digits.
         layout = torch.channels_last if about["channels_last"] else torch.contiguous_format
         latent = latent.to(generator.device).contiguous(memory_format=layout)
-        kept = SamplerState(about["done"], latent, state)
+        kept = SamplerState(about["done"], latent, state, best)
         return Progress(kept, about["trace"], about["seconds"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None

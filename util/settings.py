@@ -28,12 +28,14 @@ class ConditioningSettings:
         method: the soft step's registered name.
         params: the soft step's keywords.
         resample: the solver's settings; empty means the reference's (see `ResampleSettings`).
+        restarts: runs of the sampler from different noise, of which the one with the least residual is kept.
     """
 
     main_sampler: str = "resample"
     method: str = "ps"
     params: dict[str, Any] = field(default_factory=dict)
     resample: dict[str, Any] = field(default_factory=dict)
+    restarts: int = 1
 
 
 @dataclass
@@ -134,6 +136,10 @@ def _check_ranges(settings: Settings) -> None:
             raise UserError(f"the task has no measurement.{name}.name: expected the {name}'s name")
     if settings.ddim_steps < 1:
         raise UserError(f"ddim_steps: expected a whole number, 1 or more, got {settings.ddim_steps}")
+    if settings.conditioning.restarts < 1:
+        raise UserError(
+            f"conditioning.restarts: expected a whole number, 1 or more, got {settings.conditioning.restarts}"
+        )
     if not 0 <= settings.ddim_eta <= 1:
         raise UserError(f"ddim_eta: expected a number from 0 to 1, got {settings.ddim_eta}")
     if not math.isfinite(settings.ddim_scale):

@@ -39,6 +39,8 @@ class InverseProblem:
             not known.
         initial: a first guess at x, (B or 1, 3, H, W); None where there is none.
         state: what the operator drew for each image (a mask, a kernel, a code), each tensor (B or 1, ...).
+        equivalents_fn: images to images that have the same measurement and are far from each other, themselves the
+            first (`Operator.equivalents`); None where there is none.
     """
 
     measurement: Tensor
@@ -47,6 +49,7 @@ class InverseProblem:
     noise_sigma: float | Sequence[float] | None = None
     initial: Tensor | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    equivalents_fn: Callable[[Tensor], Sequence[Tensor]] | None = None
 
     @classmethod
     def stack(cls, problems: Sequence["InverseProblem"]) -> "InverseProblem":
