@@ -56,6 +56,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--fid", action="store_true", help="FID as well, by the package torch-fidelity")
     parser.add_argument("--save_dir", type=Path, metavar="DIR", help="write tables here (default: only print)")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="as the runs had, which is code of one's own"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps, for LPIPS and FID (default: auto)")
     add_debug(parser)
     args = parser.parse_args(argv)
@@ -88,7 +91,7 @@ def measure(args: argparse.Namespace, names: Mapping[Path, str] | None = None) -
         entries, differences = [entry], []
         notes += [f"{alone} pictures have no partner in the other folder and were left out"] if alone else []
     else:
-        entries = entries_of([FinishedRun(folder) for folder in args.runs], networks, names)
+        entries = entries_of([FinishedRun(folder, args.plugin) for folder in args.runs], networks, names)
         differences = compare(entries, [column.key for column in COMPARED], args.by_task)
         notes += [f"{entry.title}: {entry.failed} images could not be restored" for entry in entries if entry.failed]
     if inception is not None:

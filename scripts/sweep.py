@@ -169,7 +169,8 @@ def tabulate(folder: Path, points: Sequence["Point"]) -> None:
     from util.files import write_whole
 
     names = {point.folder: f"{task_name(point.task)}/{point.label}" for point in points}
-    evaluation = measure(parse_evaluation([*map(str, names), "--by_task"]), names)
+    plugins = [word for path in points[0].args.plugin or () for word in ("--plugin", str(path))]
+    evaluation = measure(parse_evaluation([*map(str, names), "--by_task", *plugins]), names)
     write(evaluation, folder)
     of = {str(point.folder): point for point in points}
     panels, baselines = {}, {}

@@ -240,6 +240,33 @@ def test_a_run_without_truth_is_measured_by_the_rest(runs, evaluate, tmp_path):
     assert metrics == {"residual", "noise", "seconds", "unet", "decoder_forward", "decoder_backward"}
 
 
+PLUGIN = """
+from ldm_inverse.measurements import register_operator
+from ldm_inverse.operators import Operator
+
+@register_operator(name="halving_of_a_test")
+class Halving(Operator):
+    def forward(self, x):
+        return x / 2
+"""
+
+
+def test_code_of_ones_own_is_run_by_request_only(runs, evaluate, refused, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(PLUGIN)
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({"measurement": {"operator": {"name": "halving_of_a_test"}}}))
+    words = ["--ldm_config", runs / "tiny.yaml", "--diffusion_config", runs / "tiny.safetensors", "--ddim_steps", 1]
+    words += ["--task_config", tmp_path / "task.yaml", "--data", runs / "pictures", "--save_dir", tmp_path / "run"]
+    words += ["--plugin", tmp_path / "own.py", "--quiet", "conditioning.resample.final.max_iters=1"]
+    assert restore([*map(str, words)]) == 0
+    capsys.readouterr()
+    assert f"give --plugin {tmp_path / 'own.py'}" in refused(tmp_path / "run")
+    _, files = evaluate(tmp_path / "run", "--plugin", tmp_path / "own.py")
+    assert "residual" in files["summary.csv"]
+    shutil.rmtree(tmp_path / "tables")
+    (tmp_path / "own.py").write_text(PLUGIN + "# changed")
+    assert "was changed" in refused(tmp_path / "run", "--plugin", tmp_path / "own.py")
+
+
 def test_failures_are_told(runs, evaluate, tmp_path):
     some = shutil.copytree(runs / "enlarging" / "one", tmp_path / "some")
     (some / "results" / "c.json").write_text(json.dumps({"image": "c", "sample": 0, "step": None, "reason": "why not"}))

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch import Tensor
 from data.pictures import decode_picture
 from ldm_inverse.task import Measurement, Task
 from util.errors import UserError
-from util.record import read_record
+from util.plugins import load_plugins
+from util.record import read_record, recorded_plugins
 from util.results import PASSES, Results, has_failed
 from util.run import read_measurement
 
@@ -25,6 +26,7 @@ class FinishedRun:
 
     Args:
         folder: the run's.
+        plugins: files of a person's own code that may be run to rebuild the task.
 
     Attributes:
         record: its `settings.yaml`.
@@ -35,8 +37,8 @@ class FinishedRun:
         UserError: there is no run, or nothing is finished.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
+        self.folder, self._plugins = folder, plugins
         record = read_record(folder / "settings.yaml")
         if record is None:
             raise UserError(f"no run in {folder}: looked for settings.yaml")
@@ -52,8 +54,13 @@ class FinishedRun:
         """The task, rebuilt from the record.
 
         Raises:
-            UserError: the record holds none.
+            UserError: the record holds none, or it needs a plugin that may not be run or has changed.
         """
+        recorded = recorded_plugins(self.folder)
+        absent = [path for path in recorded if path not in self._plugins]
+        if absent:
+            raise UserError(f"{self.folder} was made with code that is run by request only: give --plugin {absent[0]}")
+        load_plugins(self._plugins, recorded)
         try:
             return Task(**self.record["settings"]["measurement"])
         except (KeyError, TypeError) as error:

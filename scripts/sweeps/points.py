@@ -214,7 +214,8 @@ def records(points: Sequence[Point]) -> list[Mapping[str, Any]] | None:
     first = points[0].args
     if not first.diffusion_config.is_file():
         return None
-    base = record(first, points[0].job.settings, resolve_device(first.device, first.gpu))
+    job = points[0].job
+    base = record(first, job.settings, resolve_device(first.device, first.gpu), job.plugins)
     # The checkpoint is the same for all, and takes long to sum up.
     return [
         {**base, "settings": asdict(point.job.settings), "run": {**base["run"], "seed": point.seed}} for point in points
