@@ -247,16 +247,30 @@ def _likely_cause(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> s
     return "the configuration is another model's: --ldm_config and --diffusion_config must belong together"
 
 
-def _log_unused(model: LatentDiffusion, stored: Mapping[str, StoredTensor], ckpt: Path) -> None:
-    """Count in one line what the file holds for training only: `model_ema.`, `loss.` and the like."""
+def unused_tensors(model: LatentDiffusion, stored: Mapping[str, StoredTensor]) -> Counter[str]:
+    """Count what a file holds that the model does not take: `model_ema`, `first_stage_model.loss` and the like."""
     expected = model.state_dict()
     unused = [name for name in stored if name not in expected]
     depth = {name: 2 if name.startswith(FIRST_STAGE) else 1 for name in unused}
-    groups = Counter(".".join(ascii(name)[1:-1].split(".")[: depth[name]]) for name in unused)
+    return Counter(".".join(ascii(name)[1:-1].split(".")[: depth[name]]) for name in unused)
+
+
+def fits(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> bool:
+    """Tell whether a file's tensors are those that the model of a YAML (as a mapping) needs."""
+    try:
+        _check_fit(build_model(config), stored, Path())
+    except UserError:
+        return False
+    return True
+
+
+def _log_unused(model: LatentDiffusion, stored: Mapping[str, StoredTensor], ckpt: Path) -> None:
+    """Say in one line what the file holds for training only."""
+    groups = unused_tensors(model, stored)
     if groups:
         counts = ", ".join(f"{group} {count}" for group, count in groups.most_common(8))
-        logger.info("%s: %d tensors that sampling does not use: %s", ckpt, len(unused), counts)
-    if "scale_factor" in unused:
+        logger.info("%s: %d tensors that sampling does not use: %s", ckpt, groups.total(), counts)
+    if "scale_factor" in groups:
         logger.warning("%s holds a scale_factor, and the configuration lacks scale_by_std: true", ckpt)
 
 

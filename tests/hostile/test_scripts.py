@@ -8,7 +8,17 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from scripts import benchmark, compare_samplers, convert_checkpoint, evaluate, overview, sample, sweep, train
+from scripts import (
+    benchmark,
+    check_model,
+    compare_samplers,
+    convert_checkpoint,
+    evaluate,
+    overview,
+    sample,
+    sweep,
+    train,
+)
 from tests.checkpoints import Call, dumps, write_zip
 from tests.ldm.test_training import training_config
 from tests.tiny import write_pictures
@@ -17,6 +27,7 @@ PROGRAMS = {
     "train": train,
     "convert_checkpoint": convert_checkpoint,
     "benchmark": benchmark,
+    "check_model": check_model,
     "compare_samplers": compare_samplers,
     "evaluate": evaluate,
     "overview": overview,
