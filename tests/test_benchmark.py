@@ -91,6 +91,21 @@ def test_the_plain_kernels_ask_for_gradients_and_ours_do_not():
     assert not any(parameter.requires_grad for parameter in plain.task.operator.parameters())
 
 
+@pytest.mark.slow
+def test_cost_by_size_is_relative_to_the_first(tmp_path, capsys):
+    config, _ = write_model(tmp_path)
+    words = ["--config", str(config), "--repeats", "1", "--device", "cpu", "--threads", str(torch.get_num_threads())]
+    words += ["--sizes", str(SIDE), str(2 * SIDE), "--batches", "1", "2", "--out", str(tmp_path / "out")]
+    assert benchmark.main(words) == 0
+    rows = json.loads((tmp_path / "out/sizes.json").read_text())["rows"]
+    assert [(row["side"], row["batch"]) for row in rows] == [(a * SIDE, b) for a in (1, 2) for b in (1, 2)]
+    assert rows[0]["UNet per pixel"] == 1
+    first, last = rows[0], rows[3]
+    assert last["latent per pixel"] == pytest.approx(last["latent iteration"] / first["latent iteration"] / 8)
+    assert all(row["MB"] > 1 for row in rows)
+    assert (tmp_path / "out/sizes.md").read_text() in capsys.readouterr().out
+
+
 def test_operations_are_counted_through_the_gradient():
     weight, x = torch.randn(8, 4, 3, 3), torch.randn(1, 4, 16, 16).requires_grad_()
     forward = 2 * 8 * 4 * 9 * 14 * 14

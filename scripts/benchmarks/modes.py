@@ -105,8 +105,13 @@ def dtype_of(arithmetic: Arithmetic) -> torch.dtype:
     return HALF.get(arithmetic.precision, torch.float32)
 
 
-def make_subject(model: LatentDiffusion, arithmetic: Arithmetic | None, operator: str, side: int) -> Subject:
-    """Return a model in a mode (None: the plain rendering) with a measurement of a random image of ``side`` pixels."""
+def make_subject(
+    model: LatentDiffusion, arithmetic: Arithmetic | None, operator: str, side: int, batch: int = 1
+) -> Subject:
+    """Return a model in a mode (None: the plain rendering) with a measurement of a random image of ``side`` pixels.
+
+    ``batch`` latents are restored from it at a time.
+    """
     if arithmetic is None:
         model.model.requires_grad_(True)
     else:
@@ -115,7 +120,7 @@ def make_subject(model: LatentDiffusion, arithmetic: Arithmetic | None, operator
     generator = torch.Generator().manual_seed(0)
     image = (torch.rand(1, 3, side, side, generator=generator) * 2 - 1).to(model.device)
     measurement = task.measure(image, *(np.random.RandomState(seed) for seed in (0, 1)))
-    z = torch.randn(1, *model.latent_shape(side, side), generator=generator).to(model.device)
+    z = torch.randn(batch, *model.latent_shape(side, side), generator=generator).to(model.device)
     return Subject(model, arithmetic is None, task, measurement, image, z)
 
 
@@ -125,7 +130,7 @@ def network_parts(subject: Subject) -> dict[str, Callable[[], Any]]:
     prior = LatentPrior(model, DDIMSchedule.of(model.alphas_cumprod, STEPS))
     settings = ResampleSettings()
     latent = LatentSettings(max_iters=1, eps=NEVER)
-    t = torch.full((1,), 500, device=z.device)
+    t = torch.full((len(z),), 500, device=z.device)
     parts: dict[str, Callable[[], Any]] = {
         "UNet forward": lambda: model.apply_model(z, t),
         "decoder forward": lambda: model.decode_first_stage(z),

@@ -16,7 +16,7 @@ from model_loader import load_model_from_config
 from scripts.benchmarks import modes
 from scripts.benchmarks.measure import attainable_flops, count_flop, interleaved_medians, seconds
 from scripts.benchmarks.report import Row, rows_of
-from util.memory import keep_freed_memory, peak_memory
+from util.memory import allocate_as_by_default, keep_freed_memory, map_large_blocks, peak_memory
 
 MEASURED_OPERATOR = "gaussian_blur"
 
@@ -39,8 +39,6 @@ def all_rows(
         repeats: rounds over all modes of a part; the medians count.
         side: of the images, in pixels.
     """
-    if device.type == "cpu":
-        keep_freed_memory()
     clock = partial(seconds, device=device)
     yield from network_rows(config, state, device, chosen, repeats, side, clock)
     yield from pixel_rows(config, state, device, repeats, side, clock)
@@ -59,8 +57,11 @@ def network_rows(
 ) -> Iterator[Row]:
     """Yield a row for each part that runs a network, in each mode."""
     parts = {
-        name: modes.network_parts(
-            modes.make_subject(modes.build_model(config, state, device), arithmetic, MEASURED_OPERATOR, side)
+        name: _with_allocator(
+            arithmetic,
+            modes.network_parts(
+                modes.make_subject(modes.build_model(config, state, device), arithmetic, MEASURED_OPERATOR, side)
+            ),
         )
         for name, arithmetic in {modes.PLAIN: None, **chosen}.items()
     }
@@ -81,6 +82,7 @@ def pixel_rows(
     clock: Callable[[Callable[[], Any]], float],
 ) -> Iterator[Row]:
     """Yield a row for one pixel iteration of each operator."""
+    keep_freed_memory()
     model = modes.build_model(config, state, device)
     for operator in modes.OPERATORS:
         ours = modes.pixel_iterations(modes.make_subject(model, Arithmetic(), operator, side))
@@ -128,15 +130,31 @@ def memory_rows(
     yield from rows_of("peak memory", peaks, modes.PLAIN, "MB")
 
 
+def _with_allocator(
+    arithmetic: Arithmetic | None, runs: Mapping[str, Callable[[], Any]]
+) -> dict[str, Callable[[], Any]]:
+    """Return the runs, each after the allocator was told what `get_model` tells it in this mode (None: nothing)."""
+    if arithmetic is None:
+        tell = allocate_as_by_default
+    else:
+        tell = map_large_blocks if arithmetic.low_memory else keep_freed_memory
+
+    def told(run: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: (tell(), run())[1]
+
+    return {part: told(run) for part, run in runs.items()}
+
+
 def _peak(
     config: Mapping[str, Any], device: torch.device, arithmetic: Arithmetic | None, side: int, threads: int
 ) -> float:
     """Megabytes that this process (on a card: the card) has held at most, after one of each of the networks' parts."""
     torch.set_num_threads(threads)
-    if device.type == "cpu" and arithmetic is not None:
-        keep_freed_memory()
+    if arithmetic is not None:
+        map_large_blocks()  # as `get_model` does while it loads
     model = modes.build_model(config, modes.build_state(config), device)
-    for run in modes.network_parts(modes.make_subject(model, arithmetic, MEASURED_OPERATOR, side)).values():
+    runs = modes.network_parts(modes.make_subject(model, arithmetic, MEASURED_OPERATOR, side))
+    for run in _with_allocator(arithmetic, runs).values():
         run()
     held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     return held / 2**20

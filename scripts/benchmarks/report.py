@@ -97,7 +97,12 @@ def as_markdown(about: Mapping[str, Any], rows: Iterable[Row]) -> str:
         ]
         for row in rows
     ]
-    return f"{', '.join(f'{key}: {value}' for key, value in about.items())}\n\n{markdown_table(head, body)}"
+    return f"{sentence(about)}\n\n{markdown_table(head, body)}"
+
+
+def sentence(about: Mapping[str, Any]) -> str:
+    """Return machine and settings in a line."""
+    return ", ".join(f"{key}: {value}" for key, value in about.items())
 
 
 def _quantity(value: float | None, unit: str) -> str:
