@@ -154,9 +154,7 @@ def test_an_animation_goes_through_the_estimates_to_the_restoration(finished):
             moving.seek(number)
             frame = np.asarray(moving.convert("RGB"))
             nearest.append(int(np.argmin([np.abs(frame - picture).mean() for picture in pictures])))
-    assert nearest == sorted(
-        set(nearest)
-    )  # the format joins pictures that look the same
+    assert nearest == sorted(set(nearest))  # the format joins pictures that look the same
     assert nearest[0] == 0
     assert np.abs(pictures[nearest[-1]] - pictures[-1]).mean() < 1
     assert len(nearest) > len(pictures) / 2
