@@ -29,9 +29,11 @@ class Picture(NamedTuple):
     path: Path
 
 
-def find_pictures(root: str | Path) -> list[Picture]:
-    """List the pictures below a folder, sorted by relative path; or the one picture that ``root`` is; or those that the
-    text file ``root`` (.txt) names, in its order (`read_list`), each called by its path without ``..`` and the root.
+def find_pictures(root: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Picture]:
+    """List the pictures (files of these suffixes) below a folder, sorted by relative path.
+
+    Where ``root`` is a picture, it is that one; where it is a text file (.txt), those that it names, in its order
+    (`read_list`), each called by its path without ``..`` and the root.
 
     Subfolders are searched; links are followed, and a folder that is reached twice (a loop of links) is listed once.
     Hidden files and folders are left out. A link that leads nowhere is listed: reading it says so.
@@ -48,14 +50,14 @@ def find_pictures(root: str | Path) -> list[Picture]:
         return [Picture(picture_names([Path(root.name)])[0], root)]
     if not os.path.isdir(root):
         raise UserError(f"{str(root)!r}: no such file or folder of pictures")
-    paths = sorted(_walk(root), key=lambda path: path.as_posix())
+    paths = sorted(_walk(root, suffixes), key=lambda path: path.as_posix())
     if not paths:
-        raise UserError(f"{str(root)!r}: no pictures in this folder (looked for {' '.join(SUFFIXES)})")
+        raise UserError(f"{str(root)!r}: no pictures in this folder (looked for {' '.join(suffixes)})")
     return [Picture(name, root / path) for name, path in zip(picture_names(paths), paths, strict=True)]
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Yield the paths, relative to ``root``, of all files that look like pictures."""
+def _walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the paths, relative to ``root``, of all files of these suffixes."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{str(error.filename)!r}: cannot read this folder: {error.strerror}") from None
@@ -71,7 +73,7 @@ def _walk(root: Path) -> Iterator[Path]:
         for name in files:
             path = Path(folder, name)
             is_special = os.path.exists(path) and not os.path.isfile(path)  # a pipe would block its reader for ever
-            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and not is_special:
+            if path.suffix.lower() in suffixes and not name.startswith(".") and not is_special:
                 yield path.relative_to(root)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from util.checks import real_number
+from util.errors import UserError
 from util.registry import Registry
 
 NOISES = Registry("noise")
@@ -23,10 +24,12 @@ class Noise:
         rng: source of the draws of every call that gives none.
 
     Attributes:
-        sigma: standard deviation in the measurement's units, or None when it depends on the signal.
+        sigma: standard deviation in the measurement's units, or None when it depends on the signal or is not known yet.
+        is_estimated: whether ``sigma`` is to be estimated from each measurement (`of`).
     """
 
     sigma: float | None = None
+    is_estimated: bool = False
 
     def __init__(self, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
         self.noise_on_dropped = noise_on_dropped
@@ -59,6 +62,10 @@ class Noise:
             return self.sigma
         return self.sigma * float((mask > 0).double().mean()) ** 0.5
 
+    def of(self, y: Tensor) -> "Noise":
+        """Return the noise of a measurement (1, C, H, W) that is given: this, or one of the level estimated from it."""
+        return self
+
     def residual_norm(self, residual: Tensor, y: Tensor) -> Tensor:
         """Return the size of y - A(x) for each sample, (B,): here, its Euclidean norm."""
         return torch.linalg.vector_norm(residual.flatten(1), dim=1)
@@ -69,17 +76,24 @@ class Gaussian(Noise):
     """y = x + sigma n with n standard normal.
 
     Args:
-        sigma: standard deviation in units of [-1, 1], from 0 to 1000.
+        sigma: standard deviation in units of [-1, 1], from 0 to 1000; "estimate": that of each measurement, which is
+            given then and not made.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value out of range; noise of a level to estimate is to be made.
     """
 
-    def __init__(self, sigma: float, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
+    def __init__(self, sigma: float | str, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
         super().__init__(noise_on_dropped, rng)
-        self.sigma = real_number("sigma", sigma, 0, 1000)
+        self.is_estimated = sigma == "estimate"
+        self.sigma = None if self.is_estimated else real_number("sigma", sigma, 0, 1000)
+
+    def of(self, y: Tensor) -> "Noise":
+        return Gaussian(estimated_sigma(y), self.noise_on_dropped) if self.is_estimated else self
 
     def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
+        if self.sigma is None:
+            raise UserError("sigma: estimate is for measurements that are given (--measurement): give a number")
         if isinstance(rng, np.random.RandomState):
             noise = torch.from_numpy(rng.standard_normal(tuple(x.shape))).to(x.dtype).to(x.device)
         else:
@@ -132,6 +146,23 @@ class Poisson(Noise):
         """
         weight = torch.where(y == 0, 0, 1 / y.abs()).flatten(1).mean(1)
         return super().residual_norm(residual, y) * weight
+
+
+def estimated_sigma(y: Tensor) -> float:
+    """Estimate the deviation of white noise in a picture (1, C, H, W), in its units: the mean over channels of the
+    median of the finest diagonal wavelet coefficients (Donoho and Johnstone 1994), as scikit-image has it.
+
+    Raises:
+        UserError: it is no picture.
+    """
+    from skimage.restoration import estimate_sigma  # slow to import
+
+    if y.ndim != 4 or y.shape[0] != 1 or y.shape[1] not in (1, 3) or min(y.shape[-2:]) < 8:
+        raise UserError(f"sigma: estimate needs a picture, and the measurement has shape {tuple(y.shape)}")
+    try:
+        return float(estimate_sigma(y[0].cpu().numpy(), average_sigmas=True, channel_axis=0))
+    except ImportError as error:
+        raise UserError("sigma: estimate needs PyWavelets: pip install PyWavelets") from error
 
 
 def register_noise(name: str) -> Callable:

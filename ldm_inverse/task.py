@@ -24,10 +24,12 @@ class Measurement:
     Attributes:
         y: the measurement, (B, ...).
         state: what the operator drew for it (a mask, a kernel, a code); empty where nothing is random.
+        noise: of this measurement, where that is not the task's.
     """
 
     y: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
+    noise: Noise | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return y and the state by name, for a file."""
@@ -105,19 +107,79 @@ class Task:
         Raises:
             UserError: it cannot.
         """
-        try:
-            state = {name: tensor.to(self._device) for name, tensor in tensors.items()}
-            measurement = Measurement(state.pop("y"), state)
-            with torch.no_grad():
-                expected = self.operator(torch.zeros_like(image, device=self._device), **measurement.state).shape
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"the saved measurement is none of this task's operator: {error}") from error
+        if "y" not in tensors:
+            raise UserError("the saved measurement is none of this task's operator: it has no y")
+        measurement = self._on_device(tensors)
+        expected = self._measured_shape(image.shape, measurement.state)
         if measurement.y.shape != expected:
             raise UserError(
                 f"the saved measurement has shape {tuple(measurement.y.shape)}, and that of the picture would have "
                 f"{tuple(expected)}: give the pictures that were measured"
             )
         return measurement
+
+    def _on_device(self, tensors: Mapping[str, Tensor]) -> Measurement:
+        state = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        return Measurement(state.pop("y"), state)
+
+    def _measured_shape(self, shape: Sequence[int], state: Mapping[str, Tensor]) -> torch.Size:
+        """Return the shape of measurements, with this state, of images of ``shape``.
+
+        Raises:
+            UserError: the operator does not take the state.
+        """
+        try:
+            with torch.no_grad():
+                return self.operator(torch.zeros(shape, device=self._device), **state).shape
+        except (TypeError, RuntimeError) as error:
+            raise UserError(f"the saved measurement is none of this task's operator: {error}") from error
+
+    def given(self, name: str, tensors: Mapping[str, Tensor]) -> tuple[Measurement, tuple[int, int, int, int]]:
+        """Return a person's measurement, and the shape (1, 3, H, W) of the image that it is of.
+
+        State that is not given is the operator's own, where nothing is random in it. What a mask drops is made zero, of
+        three equal channels one is taken where the operator gives one, and a noise level is estimated where the task
+        says so.
+
+        Args:
+            name: the image's.
+            tensors: ``y`` (1, ...), and the operator's state, or none of it.
+
+        Raises:
+            UserError: it is no measurement by this operator, or the operator's state is not known.
+        """
+        height, width = self.operator.image_size(tensors["y"].shape)
+        shape = (1, 3, height, width)
+        state = {key: value for key, value in tensors.items() if key != "y"}
+        if not state:
+            self.operator.check_image(name, height, width)
+            state = self._known_state(name, shape)
+        measurement = self._on_device({"y": tensors["y"], **state})
+        y, expected = measurement.y, self._measured_shape(shape, measurement.state)
+        if expected[1:2] == (1,) and y.shape[1] == 3 and (y == y[:, :1]).all():
+            y = y[:, :1]
+        if y.shape != expected:
+            raise UserError(
+                f"the measurement has shape {tuple(y.shape)}, and that of an image of {height} x {width} would have "
+                f"{tuple(expected)}"
+            )
+        if "mask" in state:
+            if self.noise.is_estimated:
+                raise UserError("sigma: estimate cannot tell noise from the edges of a mask: give a number")
+            y = y * (measurement.state["mask"] > 0)
+        return Measurement(y, measurement.state, self.noise.of(y)), shape
+
+    def _known_state(self, name: str, shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
+        """Return the operator's state for an image, which must be the same whatever the random stream."""
+        self.operator.check_draw()
+        first, second = (self.operator.draw_for(name, shape, np.random.RandomState(seed)) for seed in (0, 1))
+        random = [key for key, value in first.items() if not torch.equal(value, second[key])]
+        if random:
+            raise UserError(
+                f"the task draws the {', '.join(random)} at random, and a measurement that is given has its own: name "
+                "the file in the task (mask_file, or kernel), or put it beside y in a .safetensors file"
+            )
+        return first
 
     def operator_fn(self, measurement: Measurement) -> Callable[[Tensor], Tensor]:
         """Return A with the measurement's own state: images to measurements."""
@@ -129,7 +191,7 @@ class Task:
 
     def noise_level(self, measurement: Measurement) -> float | None:
         """Return the root mean square of the noise over all entries of y; None where it depends on the signal."""
-        return self.noise.root_mean_square(**measurement.state)
+        return (measurement.noise or self.noise).root_mean_square(**measurement.state)
 
     def picture(self, measurement: Measurement) -> Tensor:
         """Return the measurement as a picture to look at, (B, 1 or 3, h, w), black at -1 and white at 1."""
@@ -146,4 +208,5 @@ class Task:
 
     def baseline(self, measurement: Measurement, shape: Sequence[int]) -> Tensor:
         """Return what a person would make of the measurement without a model: (B, 3, H, W) in [-1, 1]."""
-        return baselines.baseline(self.operator, measurement.y, shape, self.noise.sigma, measurement.state)
+        sigma = (measurement.noise or self.noise).sigma
+        return baselines.baseline(self.operator, measurement.y, shape, sigma, measurement.state)

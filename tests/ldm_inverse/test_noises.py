@@ -125,3 +125,25 @@ def test_root_mean_square_over_a_measurement():
 def test_bad_settings(name, settings, words):
     with pytest.raises(UserError, match=words):
         get_noise(name, **settings)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 0.4])
+def test_the_level_is_estimated_in_the_measurements_own_range(sigma):
+    slope = torch.linspace(-0.9, 0.9, 256).expand(1, 3, 256, 256)  # in [-1, 1], where a level in [0, 1] is half as high
+    noise = get_noise("gaussian", sigma="estimate")
+    assert noise.sigma is None
+    noisy = get_noise("gaussian", sigma=sigma)(slope, np.random.RandomState(0))
+    assert noise.of(noisy).sigma == pytest.approx(sigma, rel=0.03)
+    assert noise.of(noisy[:, :1]).sigma == pytest.approx(sigma, rel=0.03)
+
+
+def test_a_level_to_estimate_makes_no_noise():
+    noise = get_noise("gaussian", sigma="estimate")
+    with pytest.raises(UserError, match="--measurement"):
+        noise(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(UserError, match=r"needs a picture, and the measurement has shape \(1, 2, 8, 8\)"):
+        noise.of(torch.zeros(1, 2, 8, 8))
+    with pytest.raises(UserError, match="sigma"):
+        get_noise("gaussian", sigma="guess")
+    other = get_noise("poisson", rate=1)
+    assert other.of(torch.zeros(1)) is other
