@@ -8,7 +8,6 @@ import gc
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,57 +16,15 @@ from torch import Generator, Tensor
 from ldm.models.diffusion.posterior import InverseProblem
 from ldm.models.diffusion.restarts import restore_best
 from ldm.models.diffusion.solver import Solver
-from ldm_inverse.task import Measurement, Task
+from measured_picture import MeasuredPicture
 from util.errors import is_out_of_memory
 from util.logger import LOGGER
-from util.metrics import score
 from util.recorder import BatchRecorder, Recorder, Regroup
 from util.run import RunFolder
 from util.streams import torch_stream
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
-
-
-@dataclass
-class MeasuredPicture:
-    """A picture and a measurement of it.
-
-    Attributes:
-        name: under which its results are written.
-        streams: what its random streams are called.
-        truth: the picture, (1, 3, H, W) in [-1, 1].
-        measurement: of the truth.
-        task: what made the measurement.
-    """
-
-    name: str
-    streams: str
-    truth: Tensor
-    measurement: Measurement
-    task: Task
-
-    @cached_property
-    def baseline(self) -> Tensor:
-        """What a person would make of the measurement without a model, as the truth."""
-        return self.task.baseline(self.measurement, self.truth.shape)
-
-    @cached_property
-    def baseline_score(self) -> tuple[float, float]:
-        """The baseline's PSNR and SSIM."""
-        return score(self.truth, self.baseline)
-
-    def problem(self, model: "LatentDiffusion", from_baseline: bool) -> InverseProblem:
-        """What the sampler is told: never the truth; ``from_baseline`` adds the baseline as the first guess."""
-        return InverseProblem(
-            self.measurement.y,
-            self.task.operator_fn(self.measurement),
-            self.task.condition_fn(self.measurement, model),
-            self.task.noise_level(self.measurement),
-            self.baseline if from_baseline else None,
-            self.measurement.state,
-            self.task.operator.equivalents,
-        )
 
 
 @dataclass
@@ -79,9 +36,9 @@ class Restoration:
     recorder: Recorder
 
     @property
-    def group(self) -> tuple[torch.Size, int]:
+    def group(self) -> tuple[tuple[int, ...], int]:
         """What those of one batch have in common: the picture's shape, and the steps that are done."""
-        return self.picture.truth.shape, self.recorder.done
+        return self.picture.shape, self.recorder.done
 
 
 class Restorer:
@@ -132,7 +89,8 @@ class Restorer:
 
     def _begin(self, picture: MeasuredPicture, sample: int) -> Restoration:
         name = self._run.name(picture.name, sample)
-        recorder = Recorder(self._run, name, self._restarts * self._solver.steps, self._model.decode_first_stage)
+        steps = self._restarts * self._solver.steps
+        recorder = Recorder(self._run, name, steps, lambda z: picture.crop(self._model.decode_first_stage(z)))
         if self._minutes:
             recorder.resume(self._generator(picture, sample))
         return Restoration(picture, sample, recorder)
@@ -187,7 +145,7 @@ class Restorer:
             self._restarts,
             self._model,
             InverseProblem.stack([picture.problem(self._model, from_baseline) for picture in pictures]),
-            (len(batch), *pictures[0].truth.shape[1:]),
+            (len(batch), 3, *pictures[0].padded),
             [self._generator(restoration.picture, restoration.sample) for restoration in batch],
             callback=watch.event,
             img_callback=watch.estimate,
@@ -198,12 +156,10 @@ class Restorer:
         )
 
     def _finish(self, restoration: Restoration, image: Tensor) -> None:
-        """Write a restoration, (1, 3, H, W) in [-1, 1]."""
+        """Write a restoration, (1, 3, *padded) in [-1, 1]."""
         picture, sample, recorder = restoration.picture, restoration.sample, restoration.recorder
         recorder.write_trace()
-        self._run.write_restoration(
-            picture.name, sample, picture.truth, picture.task.picture(picture.measurement), image
-        )
+        image = picture.crop(image)
+        self._run.write_restoration(picture.name, sample, **picture.pictures(), recon=image)
         # Only now: what it needs is slow to import, and the first sampling step should not wait for it.
-        scores = score(picture.truth, image), picture.baseline_score
-        self._run.add_metrics(picture.name, sample, *scores, recorder.passes(), recorder.seconds)
+        self._run.add_metrics(picture.name, sample, picture.outcome(image), recorder.passes(), recorder.seconds)

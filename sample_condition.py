@@ -4,7 +4,7 @@ explains the measurement, and write what came out. `--help` shows the arguments.
 
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from util.cli import GO_ON, exit_status
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.dataloader import PictureFolder
+    from given_measurements import GivenMeasurements
     from ldm.arithmetic import Arithmetic
     from ldm.models.diffusion.ddpm import LatentDiffusion
     from ldm.models.diffusion.solver import Solver
     from ldm_inverse.task import Measurement, Task
-    from restoration import MeasuredPicture, Restorer
+    from measured_picture import MeasuredPicture
+    from restoration import Restorer
     from util.run import RunFolder
     from util.settings import Settings
 
@@ -83,17 +85,37 @@ def get_restorer(args: Namespace, job: "Job", model: "LatentDiffusion", run: "Ru
 
 def measured(args: Namespace, job: "Job", run: "RunFolder", names: Sequence[str]) -> list["MeasuredPicture"]:
     """Return these pictures with their measurements, which are written; those that cannot be read have failed."""
-    from restoration import MeasuredPicture
-
     pictures = []
     for name in names:
         with run.failures(name, run.samples_left(name)):
-            truth = job.picture(name)
-            streams = job.pictures.stream_name(name)
-            picture = MeasuredPicture(name, streams, truth, measure(args, job.task, name, streams, truth), job.task)
+            picture = measured_picture(args, job, name)
             run.write_measurement(name, picture.measurement.tensors(), job.task.settings)
             pictures.append(picture)
     return pictures
+
+
+def measured_picture(args: Namespace, job: "Job", name: str) -> "MeasuredPicture":
+    """Return what is to be restored under a name: the measurement that was given for it, or one of a picture.
+
+    Raises:
+        ImageError: it cannot be read, or does not fit.
+    """
+    from measured_picture import MeasuredPicture
+    from util.errors import ImageError, UserError
+
+    truth, streams = None, job.pictures.stream_name(name)
+    if not job.is_given:
+        truth = job.picture(name)
+        measurement, shape = measure(args, job.task, name, streams, truth), truth.shape
+    elif name in job.bad:
+        raise ImageError(job.bad[name])
+    else:
+        try:
+            measurement, shape = job.pictures.measured(name)
+        except UserError as error:
+            raise ImageError(str(error)) from error
+    padded = job.padded(*shape[-2:]) if args.resize == "pad" else tuple(shape[-2:])
+    return MeasuredPicture(name, streams, job.task, measurement, shape, padded, truth)
 
 
 def set_threads(record: Mapping[str, Any]) -> None:
@@ -106,16 +128,19 @@ def set_threads(record: Mapping[str, Any]) -> None:
 class Job(NamedTuple):
     """What is to be done, with which settings (every default filled in).
 
-    ``bad`` says, by name, what is wrong with pictures that the run goes on without; ``plugins`` are the SHA-256 of the
-    files of a person's own code that were run.
+    ``pictures`` are pictures to measure, or measurements that are given (``is_given``); ``bad`` says, by name, what is
+    wrong with those that the run goes on without; ``padded`` gives the size that the model takes instead of one that it
+    may not take; ``plugins`` are the SHA-256 of the files of a person's own code that were run.
     """
 
     settings: "Settings"
     task: "Task"
     solver: "Solver"
     arithmetic: "Arithmetic"
-    pictures: "PictureFolder"
+    pictures: "PictureFolder | GivenMeasurements"
     bad: dict[str, str]
+    is_given: bool
+    padded: Callable[[int, int], tuple[int, int]]
     plugins: list[str]
 
     @property
@@ -147,11 +172,13 @@ def prepare(args: Namespace) -> Job:
     """
     from dataclasses import asdict
 
+    from given_measurements import are_given
     from ldm.arithmetic import Arithmetic
     from ldm.models.diffusion.resample_settings import ResampleSettings
     from ldm.models.diffusion.solver import Solver
     from ldm_inverse.task import Task
     from model_loader import build_model, load_yaml
+    from util.errors import UserError
     from util.plugins import load_plugins
     from util.record import recorded_plugins
     from util.settings import read_settings
@@ -170,41 +197,53 @@ def prepare(args: Namespace) -> Job:
         own,
     )
     task = Task(**asdict(settings.measurement), method=conditioning.method, params=conditioning.params)
+    is_given = are_given(args)
     if args.measurement is None:
         task.operator.check_draw()
+        if task.noise.is_estimated:
+            raise UserError("measurement.noise.sigma=estimate is for --measurement: to degrade pictures, give a number")
     arithmetic = Arithmetic(settings.precision, settings.low_memory, settings.compile)
     architecture = build_model(load_yaml(args.ldm_config))
-    solver.check(architecture, task.noise.sigma)
-    pictures, bad = find_pictures(args, settings, task, architecture)
+    solver.check(architecture, 0.0 if task.noise.is_estimated else task.noise.sigma)
+    pictures, bad = find_pictures(args, settings, task, architecture, is_given)
     say_what_has_no_effect(args, settings)
-    return Job(settings, task, solver, arithmetic, pictures, bad, plugins)
+    return Job(settings, task, solver, arithmetic, pictures, bad, is_given, architecture.padded_size, plugins)
 
 
 def find_pictures(
-    args: Namespace, settings: "Settings", task: "Task", architecture: "LatentDiffusion"
-) -> tuple["PictureFolder", dict[str, str]]:
+    args: Namespace, settings: "Settings", task: "Task", architecture: "LatentDiffusion", is_given: bool
+) -> tuple["PictureFolder | GivenMeasurements", dict[str, str]]:
     """Return the data set, and what is wrong with pictures whose header says that they cannot be read or do not fit.
+
+    Measurements that are given are read whole.
 
     Raises:
         UserError: there are such, and the run is not to go on without them; or there are no others.
     """
     from data.dataloader import get_dataset
+    from given_measurements import GivenMeasurements
     from util.errors import UserError
     from util.logger import LOGGER
 
-    side, keeps_size = architecture.resolution, args.resize == "error"
-    size = None if keeps_size else side
-    pictures = get_dataset(settings.data.name, settings.data.root, size=size, resize=args.resize, limit=args.limit)
-    sizes = set()
+    side, sizes = architecture.resolution, set()
+    if is_given:
+        pictures = GivenMeasurements(args.measurement, task, args.limit)
+        remedies = "--resize pad"
+    else:
+        fit = {"size": None} if args.resize in ("error", "pad") else {"size": side, "resize": args.resize}
+        pictures = get_dataset(settings.data.name, settings.data.root, limit=args.limit, **fit)
+        remedies = f"--resize center_crop|resize makes it {side}x{side}, and pad"
 
     def fits(name: str, height: int, width: int) -> None:
+        padded = architecture.padded_size(height, width) if args.resize == "pad" else (height, width)
         try:
-            architecture.latent_shape(height, width)
-            task.operator.check_image(name, height, width)
+            architecture.latent_shape(*padded)
         except UserError as error:
-            remedy = f", or --resize center_crop|resize makes it {side}x{side}" if keeps_size else ""
+            remedy = f", or {remedies} restores it with a border" if args.resize == "error" else ""
             raise UserError(f"{error}{remedy}") from error
-        sizes.add((height, width))
+        if not is_given:  # else it was checked with the measurement, which may have its own state
+            task.operator.check_image(name, height, width)
+        sizes.add(padded)
 
     bad = pictures.problems(fits) if args.skip_bad else {}
     if not args.skip_bad or len(bad) == len(pictures):
@@ -226,7 +265,7 @@ def check_files(args: Namespace, job: Job, run: "RunFolder") -> dict[str, Any]:
     require_checkpoint(args.diffusion_config)
     device = resolve_device(args.device, args.gpu)
     job.arithmetic.check(device)
-    if args.measurement:
+    if args.measurement and not job.is_given:
         check_measurements(args.measurement, job)
     wanted = record(args, job.settings, device, job.plugins)
     run.check(wanted, args.overwrite)

@@ -150,17 +150,25 @@ class PictureFolder(Dataset):
         Raises:
             UserError: naming the pictures that cannot be used, one a line.
         """
-        problems = list(self.problems(fits).values())
-        if len(problems) > MAX_NAMED:
-            problems[MAX_NAMED:] = [f"and {len(problems) - MAX_NAMED} more pictures"]
-        if problems:
-            raise UserError("\n".join(problems))
+        refuse(list(self.problems(fits).values()))
 
     def _check_fit(self, name: str, path: Path, fits: Callable[[str, int, int], Any]) -> None:
         try:
             fits(name, *(self.size or read_size(path)))
         except UserError as error:
             raise UserError(f"{str(path)!r}: {error}") from error
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise a UserError of these lines, where there are any; of many, the first.
+
+    Raises:
+        UserError: there is a problem.
+    """
+    if len(problems) > MAX_NAMED:
+        problems = [*problems[:MAX_NAMED], f"and {len(problems) - MAX_NAMED} more pictures"]
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _collate(items: list[Item]) -> Batch:

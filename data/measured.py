@@ -1,5 +1,7 @@
 """Measurements that a person has, without a truth: degraded pictures, and arrays."""
 
+import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,12 @@ import torch
 from torch import Tensor
 
 from data.dataloader import to_tensor
-from data.pictures import MIN_SIDE, Picture, find_pictures, read_picture
+from data.pictures import MIN_SIDE, Picture, find_pictures, name_alone, read_picture
 from util.array_files import ARRAY_SUFFIXES, read_npy, read_numbers, read_safetensors
 from util.errors import UserError
 from util.picture_files import SUFFIXES, opened
+
+logger = logging.getLogger("resample")
 
 MADE_BY = "made_by"  # the remark in the header of a measurement that a run has written
 
@@ -37,6 +41,7 @@ class MeasuredFolder:
     """
 
     def __init__(self, root: Path, limit: int | None = None) -> None:
+        self.root = root
         found = find_pictures(root, (*SUFFIXES, *ARRAY_SUFFIXES))
         self.names = [picture.name for picture in found]
         self.pictures: list[Picture] = found[:limit]
@@ -44,13 +49,21 @@ class MeasuredFolder:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def stream_name(self, name: str) -> str:
+        """Return what the random streams of a measurement are called: see `data.pictures.name_alone`."""
+        return name_alone(dict(self.pictures)[name], self.root)
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return ``y`` (1, ...) and the operator's state, where there is any, of a name: float32.
 
         Raises:
             UserError: it cannot be read, or has no agreed range.
         """
-        return read_measured(dict(self.pictures)[name])
+        path = dict(self.pictures)[name]
+        try:
+            return read_measured(path)
+        except UserError as error:
+            raise UserError(f"{path.name!r} is not a readable measurement: {error}") from error
 
 
 def is_run_with_truth(path: Path) -> bool:
@@ -91,12 +104,20 @@ def read_measured(path: Path) -> dict[str, Tensor]:
     return {"y": to_tensor(read_picture(path))[None]}
 
 
+@cache
+def _warn_of_range(path: Path) -> None:
+    """Say once that a file may be in another range: each is read twice."""
+    logger.warning("%s: all values are from 0 to 1; a picture's range here is [-1, 1]", path)
+
+
 def _as_measurement(path: Path, array: np.ndarray) -> Tensor:
     """Bring an array to the range and layout of a measurement."""
     if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         array = array / np.iinfo(array.dtype).max * 2 - 1
     elif array.dtype.kind == "b":
         array = array * 2.0 - 1
+    elif array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
+        _warn_of_range(path)
     elif array.dtype.kind != "f":
         raise UserError(f"{path}: {array.dtype} has no agreed range: save uint8, uint16, or floats in [-1, 1]")
     if array.ndim == 2:

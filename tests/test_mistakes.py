@@ -43,7 +43,7 @@ MISTAKES = [
     (["--ldm_config", "nowhere.yaml"], "nowhere.yaml"),
     (["--diffusion_config", "nowhere.ckpt"], "scripts/download_models.sh"),
     (["--data", "nowhere"], "nowhere"),
-    (["--measurement", "nowhere"], "no measurement of 'a_jpg'"),
+    (["--measurement", "nowhere"], "'nowhere': no such file or folder"),
     (["measurement.noise={name: poisson, rate: 1}", "conditioning.resample.latent.eps=noise"], "noise"),
 ]
 

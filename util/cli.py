@@ -107,15 +107,18 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N pictures")
     group.add_argument(
         "--resize",
-        choices=["error", "center_crop", "resize"],
+        choices=["error", "center_crop", "resize", "pad"],
         default="error",
-        help="what to do with a picture whose size does not fit the model (default: %(default)s)",
+        help="what to do with a picture whose size does not fit the model; pad restores it with a border that is cut "
+        "off again (default: %(default)s)",
     )
     group.add_argument(
         "--measurement",
         type=Path,
-        metavar="DIR",
-        help="an earlier run's label/ folder: restore exactly the measurements saved there instead of drawing new ones",
+        metavar="FILE|DIR",
+        help="restore this instead of degrading pictures: a degraded picture, a .npy (floats in [-1, 1], uint8 or 16) "
+        "or .safetensors file, or a folder of such; there is no truth then. An earlier run's label/ folder: exactly "
+        "its measurements again",
     )
 
 

@@ -14,13 +14,15 @@ from util.errors import UserError
 
 PASSES = ("unet", "decoder_forward", "decoder_backward")  # through the networks
 METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", *PASSES, "seconds")
+# Without a truth: the root mean square of y - A(x), and of the noise (of a baseline, again of y - A(x)).
+MEASURED = ("image", "sample", "residual", "noise", "baseline_residual", *PASSES, "seconds")
 FAILED = ("image", "sample", "step", "reason")
 
 
 class Results:
     """The files `<folder>/<restoration>.json`, one for each that is finished or has failed.
 
-    A file holds a row of `metrics.csv`, or one of `failed.csv` where there is a ``reason``.
+    A file holds a row of `metrics.csv` (`METRICS`, or `MEASURED` where there is no truth), or one of `failed.csv`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,7 +59,7 @@ def encode(row: Mapping[str, Any]) -> bytes:
 def _read(path: Path) -> dict[str, Any]:
     try:
         row = json.loads(path.read_bytes())
-        return {column: row[column] for column in (FAILED if "reason" in row else METRICS)}
+        return {column: row[column] for column in columns_of(row)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: delete it, and its restoration is made again ({error!r})") from error
 
@@ -67,9 +69,23 @@ def restoration_name(image: str, sample: int | str, samples: int) -> str:
     return image if samples == 1 else f"{image}_s{sample}"
 
 
+def columns_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of the table that a row belongs to."""
+    return FAILED if has_failed(row) else MEASURED if "residual" in row else METRICS
+
+
 def has_failed(row: Mapping[str, Any]) -> bool:
     """Tell a row of `failed.csv` from one of `metrics.csv`."""
     return "reason" in row
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """Return what came of one restoration as a line of text."""
+    if "psnr" in row:
+        return f"{row['psnr']:.2f} dB, baseline {row['baseline_psnr']:.2f} dB, {row['seconds']:.1f} s"
+    noise = cell(row["noise"]) or "not known"
+    baseline = row["baseline_residual"]
+    return f"residual {row['residual']:.4f}, noise {noise}, baseline {baseline:.4f}, {row['seconds']:.1f} s"
 
 
 def csv_of(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -93,6 +109,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the means of rows with metrics beside the baseline's, as text."""
     if not rows:
         return "no restorations"
+    if "residual" in rows[0]:
+        return _residuals(rows)
     mean = {key: float(np.mean([row[key] for row in rows])) for key in METRICS[2:]}
     unet, forward, backward = (f"{mean[key]:.10g}" for key in PASSES)
     return (
@@ -101,4 +119,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{'restoration':12s} {mean['psnr']:8.2f} {mean['ssim']:7.3f}\n"
         f"{len(rows)} restorations, each {mean['seconds']:.1f} s, and passes of the networks: "
         f"UNet {unet}, decoder {forward} forward and {backward} backward"
+    )
+
+
+def _residuals(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the mean residuals of rows without a truth beside the noise level, as text."""
+    known = [row["noise"] for row in rows if row["noise"] is not None]
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in ("residual", "baseline_residual", "seconds")}
+    return (
+        f"{'':12s} {'residual':>8s}   (root mean square of y - A(x); no truth, so no PSNR)\n"
+        f"{'baseline':12s} {mean['baseline_residual']:8.4f}\n"
+        f"{'restoration':12s} {mean['residual']:8.4f}\n"
+        f"{'noise':12s} {f'{np.mean(known):8.4f}' if known else 'not known'}\n"
+        f"{len(rows)} restorations, {mean['seconds']:.1f} s each"
     )

@@ -33,13 +33,13 @@ from util.pace import Pace
 from util.record import CIRCUMSTANCES, differences, read_record
 from util.report import REPORT, report
 from util.residual_plot import residual_plot
-from util.results import FAILED, METRICS, PASSES, Results, csv_of, has_failed, restoration_name
+from util.results import FAILED, METRICS, PASSES, Results, columns_of, csv_of, has_failed, restoration_name
 from util.sampler_state import Progress
 
 LOSSES = ("first_loss", "last_loss", "target", "noise_floor")
 TRACE = ("step", "timestep", "stage", "iterations", *LOSSES, "stop", *PASSES, "seconds")
 CURVE = ("step", "stage", "iteration", "loss")
-FOLDERS = ("input", "label", "recon", "progress", "results")
+FOLDERS = ("input", "label", "baseline", "recon", "progress", "results")
 SETTINGS = "settings.yaml"
 TABLES_SHARE = 0.05  # of a process's time at most goes into bringing the tables up to date, however long they are
 ALL = "run"  # the claim to what belongs to no single image
@@ -49,7 +49,8 @@ class RunFolder:
     """The folder of a run.
 
     `input/`, `label/` and `recon/` hold one PNG for each restoration, of the same name in each: the measurement, the
-    truth and the restoration. `label/<image>.safetensors` is the exact measurement with what the operator drew for it;
+    truth and the restoration. Where there is no truth, `baseline/` has what one would do without a model in its place.
+    `label/<image>.safetensors` is the exact measurement with what the operator drew for it;
     `progress/<restoration>/` the evolving estimate and `trace.csv`. `results/<restoration>.json` comes last: where it
     is, all else is there. `metrics.csv` and `failed.csv` are made of these, and `report.html` of everything;
     `settings.yaml` is for all; `log/` has one file for each process. `.claims/` says who works on what, while someone
@@ -235,12 +236,10 @@ class RunFolder:
 
     # What is written for one.
 
-    def write_restoration(
-        self, image: str, sample: int, truth: Tensor, measurement: Tensor, restoration: Tensor
-    ) -> None:
-        """Write the three pictures of a restoration, each (1, C, h, w) in [-1, 1]."""
+    def write_restoration(self, image: str, sample: int, **pictures: Tensor) -> None:
+        """Write the pictures of a restoration, each (1, C, h, w) in [-1, 1], by the name of their folder."""
         name = self.name(image, sample)
-        for folder, picture in (("input", measurement), ("label", truth), ("recon", restoration)):
+        for folder, picture in pictures.items():
             self.write_picture(folder, name, to_uint8(picture))
         estimates = sorted((self.root / "progress" / name).glob("step_*.png"))
         self._write(f"progress/{name}/estimate.webp", animation([*estimates, self.root / "recon" / f"{name}.png"]))
@@ -277,15 +276,13 @@ class RunFolder:
         self,
         image: str,
         sample: int,
-        score: tuple[float, float],
-        baseline: tuple[float, float],
+        outcome: Mapping[str, float | None],
         passes: Sequence[int],
         seconds: float,
     ) -> None:
-        """Finish a restoration: (PSNR, SSIM) of itself and of the baseline, passes (`PASSES`), and seconds it took."""
-        values = (*score, *baseline, *passes, seconds)
-        self._finish(image, sample, dict(zip(METRICS[2:], values, strict=True)))
-        found = f"{score[0]:.2f} dB, baseline {baseline[0]:.2f} dB, {seconds:.1f} s"
+        """Finish a restoration: what `METRICS` or `MEASURED` tell of it and the baseline, `PASSES`, and seconds."""
+        self._finish(image, sample, {**outcome, **dict(zip(PASSES, passes, strict=True)), "seconds": seconds})
+        found = results.line({**outcome, "seconds": seconds})
         pace = self._pace.text(self._results.read())
         LOGGER.info("%s: %s; %s, %s at most", self.name(image, sample), found, pace, peak_memory_text())
 
@@ -315,7 +312,7 @@ class RunFolder:
         with self._claims.wait(ALL) as scratch:  # else another's, made before ours, might be written after
             rows = self.rows()
             good, failed = ([row for row in rows if has_failed(row) == bad] for bad in (False, True))
-            write_whole(self.root / "metrics.csv", csv_of(METRICS, good), scratch)
+            write_whole(self.root / "metrics.csv", csv_of(columns_of(good[0]) if good else METRICS, good), scratch)
             if failed:
                 write_whole(self.root / "failed.csv", csv_of(FAILED, failed), scratch)
             else:

@@ -97,3 +97,10 @@ def test_a_runs_label_folder_is_told_from_others(tmp_path):
     assert is_run_with_truth(tmp_path)
     (tmp_path / "a.png").unlink()
     assert not is_run_with_truth(tmp_path)
+
+
+def test_a_range_that_may_be_another_is_told_once(tmp_path, caplog):
+    np.save(tmp_path / "unit.npy", (RANGE + 1) / 2)
+    for _ in range(2):
+        read_measured(tmp_path / "unit.npy")
+    assert caplog.text.count("all values are from 0 to 1; a picture's range here is [-1, 1]") == 1

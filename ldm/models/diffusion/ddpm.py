@@ -152,6 +152,15 @@ class LatentDiffusion(nn.Module):
         """Side, in pixels, of the images that the prior was trained on."""
         return self.image_size * self.first_stage_model.downsampling
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of images must be multiples of: how often first stage and UNet halve them."""
+        return self.first_stage_model.downsampling * self.model.diffusion_model.downsampling
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the least (height, width) that the model takes and that are not smaller than these."""
+        return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, h, w) of the latent of an image.
 
@@ -159,7 +168,7 @@ class LatentDiffusion(nn.Module):
             UserError: first stage and UNet cannot halve these sides as often as they do; the message says which do.
         """
         factor = self.first_stage_model.downsampling
-        multiple = factor * self.model.diffusion_model.downsampling
+        multiple = self.multiple
         if height % multiple or width % multiple:
             raise UserError(
                 f"{width}x{height} (width x height) does not fit the model: it takes sides that are multiples of "
