@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.dataloader import PictureFolder
-    from given_measurements import GivenMeasurements
     from ldm.arithmetic import Arithmetic
     from ldm.models.diffusion.ddpm import LatentDiffusion
     from ldm.models.diffusion.solver import Solver
+    from ldm_inverse.given_measurements import GivenMeasurements
+    from ldm_inverse.measured_picture import MeasuredPicture
+    from ldm_inverse.restoration import Restorer
     from ldm_inverse.task import Measurement, Task
-    from measured_picture import MeasuredPicture
-    from restoration import Restorer
     from util.run import RunFolder
     from util.settings import Settings
 
@@ -76,7 +76,7 @@ def restore_images(args: Namespace) -> int:
 
 def get_restorer(args: Namespace, job: "Job", model: "LatentDiffusion", run: "RunFolder") -> "Restorer":
     """Return what restores measured pictures as the arguments say."""
-    from restoration import Restorer
+    from ldm_inverse.restoration import Restorer
     from util.processes import rank
 
     progress = sys.stderr.isatty() and not args.quiet and rank() == 0
@@ -100,7 +100,7 @@ def measured_picture(args: Namespace, job: "Job", name: str) -> "MeasuredPicture
     Raises:
         ImageError: it cannot be read, or does not fit.
     """
-    from measured_picture import MeasuredPicture
+    from ldm_inverse.measured_picture import MeasuredPicture
     from util.errors import ImageError, UserError
 
     truth, streams = None, job.pictures.stream_name(name)
@@ -172,10 +172,10 @@ def prepare(args: Namespace) -> Job:
     """
     from dataclasses import asdict
 
-    from given_measurements import are_given
     from ldm.arithmetic import Arithmetic
     from ldm.models.diffusion.resample_settings import ResampleSettings
     from ldm.models.diffusion.solver import Solver
+    from ldm_inverse.given_measurements import are_given
     from ldm_inverse.task import Task
     from model_loader import build_model, load_yaml
     from util.errors import UserError
@@ -221,7 +221,7 @@ def find_pictures(
         UserError: there are such, and the run is not to go on without them; or there are no others.
     """
     from data.dataloader import get_dataset
-    from given_measurements import GivenMeasurements
+    from ldm_inverse.given_measurements import GivenMeasurements
     from util.errors import UserError
     from util.logger import LOGGER
 

@@ -143,7 +143,7 @@ def test_what_fits_is_restored_alike_with_and_without_pad(place, tmp_path):  # n
 
 
 def test_padding_reflects():
-    from measured_picture import MeasuredPicture
+    from ldm_inverse.measured_picture import MeasuredPicture
 
     picture = MeasuredPicture("a", "a", None, None, (1, 3, 3, 4), (8, 5))
     image = torch.arange(12.0).reshape(1, 1, 3, 4)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from ldm.models.diffusion.posterior import InverseProblem
 from ldm.models.diffusion.restarts import restore_best
 from ldm.models.diffusion.solver import Solver
-from measured_picture import MeasuredPicture
+from ldm_inverse.measured_picture import MeasuredPicture
 from util.errors import is_out_of_memory
 from util.logger import LOGGER
 from util.recorder import BatchRecorder, Recorder, Regroup
