@@ -73,7 +73,8 @@ def test_the_pages_task_is_restored_by_its_plugin_and_again_from_the_run(example
     record = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())
     assert record["run"]["plugin"] == [str(plugin)]
     assert len(record["plugins"]["sha256"][0]) == 64
-    assert main(["--from", str(tmp_path / "out"), "--save_dir", str(tmp_path / "again")]) == 0
+    again = ["--from", str(tmp_path / "out"), "--plugin", str(plugin), "--save_dir", str(tmp_path / "again")]
+    assert main(again) == 0
     for path in ("recon/a_jpg.png", "label/a_jpg.safetensors"):
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
 
@@ -151,9 +152,12 @@ def test_a_run_is_repeated_only_with_the_plugin_it_had(place, tmp_path, capsys):
     (tmp_path / "task.yaml").write_text("measurement: {operator: {name: own}}")
     extra = ["--plugin", str(own), "--task_config", str(tmp_path / "task.yaml"), "--data", str(place / "pictures")]
     assert main(words(place, run, *extra, "--limit", "1", steps=1)) == 0
-    again = ["--from", str(run), "--save_dir", str(tmp_path / "again")]
-    own.write_text(own.read_text() + "\n")
+    unasked = ["--from", str(run), "--save_dir", str(tmp_path / "again")]
     capsys.readouterr()
+    assert main(unasked) == 2  # a folder's code is not run because the folder says so
+    assert f"say so: --plugin {own}" in capsys.readouterr().err
+    again = [*unasked, "--plugin", str(own)]
+    own.write_text(own.read_text() + "\n")
     assert main(again) == 2
     assert "own.py was changed since the run" in capsys.readouterr().err
     own.unlink()

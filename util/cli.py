@@ -96,7 +96,7 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="FILE",
         help="run this Python file first: it registers operators, noises or other parts of your own "
-        "(docs/OPERATORS.md); may be given several times. --from runs the same files again, unless they changed",
+        "(docs/OPERATORS.md); may be given several times. With --from: the same files, unchanged",
     )
     group.add_argument(
         "--data",
@@ -262,7 +262,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _repeat(parser: argparse.ArgumentParser, run: Path, argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line anew, with the arguments of the run in a folder for defaults."""
-    from util.record import recorded_arguments  # needs YAML
+    from util.record import recorded_arguments, recorded_plugins  # need YAML
 
     recorded = recorded_arguments(run)
     parser.set_defaults(**recorded)
@@ -270,6 +270,10 @@ def _repeat(parser: argparse.ArgumentParser, run: Path, argv: Sequence[str] | No
     for key in ("task_config", "preset"):
         if str(getattr(args, key)) != str(recorded[key]):
             raise UserError(f"--{key} and --from exclude each other: words such as ddim_steps=20 change a repeated run")
+    if missing := [path for path in recorded_plugins(run) if path not in args.plugin]:
+        # A folder may come from anyone: code is run only where the command line says so.
+        given = " ".join(f"--plugin {path}" for path in missing)
+        raise UserError(f"the run in {run} had code of its own; to run that again, say so: {given}")
     return args
 
 

@@ -110,9 +110,9 @@ def recorded_arguments(folder: Path) -> dict[str, Any]:
     found = read_record(folder / "settings.yaml")
     if found is None:
         raise UserError(f"no run in {folder}: looked for settings.yaml")
-    recorded = {key: found["run"].get(key) for key in ARGUMENTS}
+    recorded = {key: found["run"].get(key) for key in ARGUMENTS if key != "plugin"}  # code is never a default
     recorded["batch_size"] = recorded["batch_size"] or 1  # older records do not say
-    return recorded | {"plugin": list(recorded_plugins(folder)), "threads": found["threads"]}
+    return recorded | {"threads": found["threads"]}
 
 
 def recorded_plugins(folder: Path) -> dict[str, str]:
