@@ -173,8 +173,7 @@ def prepare(args: Namespace) -> Job:
     from dataclasses import asdict
 
     from ldm.arithmetic import Arithmetic
-    from ldm.models.diffusion.resample_settings import ResampleSettings
-    from ldm.models.diffusion.solver import Solver
+    from ldm.models.diffusion.solver import Solver, settings_of
     from ldm_inverse.given_measurements import are_given
     from ldm_inverse.task import Task
     from model_loader import build_model, load_yaml
@@ -186,8 +185,9 @@ def prepare(args: Namespace) -> Job:
     plugins = load_plugins(args.plugin, recorded_plugins(args.from_run) if args.from_run else None)
     settings = read_settings(args)
     conditioning = settings.conditioning
-    own = ResampleSettings.from_config(conditioning.resample)
-    conditioning.resample = own.to_config()
+    own = settings_of(conditioning, conditioning.main_sampler)
+    if hasattr(conditioning, conditioning.main_sampler):
+        setattr(conditioning, conditioning.main_sampler, own.to_config())
     solver = Solver(
         conditioning.main_sampler,
         settings.ddim_steps,
@@ -300,10 +300,12 @@ def say_what_has_no_effect(args: Namespace, settings: "Settings") -> None:
     if args.model_config is not None:
         LOGGER.info("--model_config is accepted and, as in the published code, not used")
     if "scale" in settings.conditioning.params:
+        sampler = settings.conditioning.main_sampler
+        key = {"resample": "soft_scale", "dps": "scale"}.get(sampler)
+        own = f"{key} ({getattr(settings.conditioning, sampler)[key]:g})" if key else ""
         LOGGER.info(
-            "conditioning.params.scale is accepted and, as in the published code, not used: the soft step's factor "
-            "is conditioning.resample.soft_scale (%g)",
-            settings.conditioning.resample["soft_scale"],
+            "conditioning.params.scale is accepted and, as in the published code, not used%s",
+            f": the soft step's factor is conditioning.{sampler}.{own}" if key else "",
         )
 
 

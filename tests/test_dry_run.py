@@ -45,10 +45,10 @@ def test_the_cost_told_is_the_cost_of_a_run(place, tmp_path, monkeypatch, capsys
     assert iterations["pixel"] == cost.pixel
     assert iterations["latent"] + iterations["final"] + 6 == cost.decoder  # and 6 soft steps
     # What is decoded for the pictures of the progress and for the result is not among the passes.
-    unet, forward, backward = (sum(int(row[key]) for row in trace) for key in PASSES)
-    assert (unet, forward, backward) == (cost.unet, cost.decoder + cost.decoder_forward, cost.decoder)
+    unet, none, forward, backward = (sum(int(row[key]) for row in trace) for key in PASSES)
+    assert (unet, none, forward, backward) == (cost.unet, 0, cost.decoder + cost.decoder_forward, cost.decoder)
     (row,) = rows(tmp_path / "metrics.csv")
-    assert tuple(int(row[key]) for key in PASSES) == (unet, forward, backward)
+    assert tuple(int(row[key]) for key in PASSES) == (unet, 0, forward, backward)
     assert f"UNet {unet}, decoder {forward} forward and {backward} backward" in capsys.readouterr().out
 
 

@@ -115,6 +115,9 @@ SAMPLERS = {
     "ancestral": ["--ddim_eta", "1"],
     "from the baseline": ["conditioning.resample.start=0.8"],
     "dps": ["conditioning.main_sampler=dps"],
+    "psld": ["conditioning.main_sampler=psld"],
+    "daps": ["conditioning.main_sampler=daps", "conditioning.daps.iterations=2"],
+    "sitcom": ["conditioning.main_sampler=sitcom", "conditioning.sitcom.input.max_iters=2"],
 }
 
 

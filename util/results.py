@@ -12,7 +12,7 @@ import numpy as np
 
 from util.errors import UserError
 
-PASSES = ("unet", "decoder_forward", "decoder_backward")  # through the networks
+PASSES = ("unet", "unet_backward", "decoder_forward", "decoder_backward")  # through the networks
 METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", *PASSES, "seconds")
 # Without a truth: the root mean square of y - A(x), and of the noise (of a baseline, again of y - A(x)).
 MEASURED = ("image", "sample", "residual", "noise", "baseline_residual", *PASSES, "seconds")
@@ -112,7 +112,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if "residual" in rows[0]:
         return _residuals(rows)
     mean = {key: float(np.mean([row[key] for row in rows])) for key in METRICS[2:]}
-    unet, forward, backward = (f"{mean[key]:.10g}" for key in PASSES)
+    unet, unet_backward, forward, backward = (f"{mean[key]:.10g}" for key in PASSES)
+    unet += f" forward and {unet_backward} backward" if mean["unet_backward"] else ""
     return (
         f"{'':12s} {'PSNR/dB':>8s} {'SSIM':>7s}\n"
         f"{'baseline':12s} {mean['baseline_psnr']:8.2f} {mean['baseline_ssim']:7.3f}\n"

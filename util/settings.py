@@ -27,7 +27,7 @@ class ConditioningSettings:
         main_sampler: the posterior sampler's registered name.
         method: the soft step's registered name.
         params: the soft step's keywords.
-        resample: the solver's settings; empty means the reference's (see `ResampleSettings`).
+        resample, dps, psld, daps, sitcom: the settings of the sampler of this name; empty means its defaults.
         restarts: runs of the sampler from different noise, of which the one with the least residual is kept.
     """
 
@@ -35,6 +35,10 @@ class ConditioningSettings:
     method: str = "ps"
     params: dict[str, Any] = field(default_factory=dict)
     resample: dict[str, Any] = field(default_factory=dict)
+    dps: dict[str, Any] = field(default_factory=dict)
+    psld: dict[str, Any] = field(default_factory=dict)
+    daps: dict[str, Any] = field(default_factory=dict)
+    sitcom: dict[str, Any] = field(default_factory=dict)
     restarts: int = 1
 
 

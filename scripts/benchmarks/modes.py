@@ -131,11 +131,12 @@ def network_parts(subject: Subject) -> dict[str, Callable[[], Any]]:
     settings = ResampleSettings()
     latent = LatentSettings(max_iters=1, eps=NEVER)
     t = torch.full((len(z),), 500, device=z.device)
+    scale = settings.soft_scale * prior.schedule.alphas[INDEX]
     parts: dict[str, Callable[[], Any]] = {
         "UNet forward": lambda: model.apply_model(z, t),
         "decoder forward": lambda: model.decode_first_stage(z),
         "latent iteration": lambda: fit_latent(model, problem, z, latent),
-        "sampling step": lambda: soft_step(prior, problem, z, INDEX, settings),
+        "sampling step": lambda: soft_step(prior, problem, z, INDEX, scale),
         "time travel": lambda: time_travel(prior, z, INDEX, settings),
     }
     if subject.plain:

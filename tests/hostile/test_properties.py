@@ -123,7 +123,7 @@ def tasks(number):
     """The property of task files, with this many examples."""
 
     @cases(number)
-    @given(operator=MASKS | BLURS | OTHERS, noise=NOISES, solver=SOLVERS, sampler=st.sampled_from(("resample", "dps")))
+    @given(operator=MASKS | BLURS | OTHERS, noise=NOISES, solver=SOLVERS, sampler=st.sampled_from(("resample", "none")))
     def test(place, operator, noise, solver, sampler):
         task = {
             "conditioning": {"main_sampler": sampler, "resample": solver},

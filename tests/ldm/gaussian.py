@@ -48,6 +48,8 @@ class GaussianLatents(nn.Module):
         estimate = estimate if cond is None else estimate + cond
         return estimate.contiguous(memory_format=self.memory_format)
 
+    differentiable_apply_model = apply_model
+
     def encode_mode(self, x: Tensor) -> Tensor:
         return x
 

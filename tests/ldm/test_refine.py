@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.posterior import InverseProblem
+from ldm.models.diffusion.posterior_settings import RefineSettings
 from ldm.models.diffusion.refine import gaussian_blur, refine
-from ldm.models.diffusion.resample_settings import RefineSettings, ResampleSettings, StageShares
+from ldm.models.diffusion.resample_settings import ResampleSettings, StageShares
 from ldm.models.diffusion.solver import Solver
 from ldm_inverse.operators import OPERATORS
 from tests.tiny import CONFIG, SIDE

@@ -176,7 +176,7 @@ def test_the_soft_step_is_its_equation(model):
     problem = InverseProblem(left_half(randn(2, *SHAPE, seed=1)), left_half, soft_step_of(model, left_half))
     prior, index, z = prior_of(model), 17, randn(2, *SHAPE, seed=2)
     a = prior.schedule.alphas[index]
-    z_next, x0, norm = resample.soft_step(prior, problem, z, index, ResampleSettings(soft_scale=0.7))
+    z_next, x0, norm = resample.soft_step(prior, problem, z, index, 0.7 * a)
     e = model.apply_model(z, torch.full((2,), prior.schedule.timesteps[index]))
     assert torch.allclose(x0, (z - (1 - a) ** 0.5 * e) / a**0.5)
     residual = problem.measurement - left_half((z - (1 - a) * e) / a**0.5)
@@ -217,7 +217,7 @@ def test_tweedie_reaches_soft_step_and_time_travel(model):
         return x_t, x_0_hat.norm()
 
     problem = InverseProblem(z, left_half, condition_fn)
-    _, x0, _ = resample.soft_step(prior, problem, z, 20, ResampleSettings(tweedie="exact"))
+    _, x0, _ = resample.soft_step(prior, problem, z, 20, 0.5, "exact")
     assert torch.equal(seen[0], x0)
     ahead = resample.time_travel(prior, z, 20, ResampleSettings(tweedie="exact"))
     assert torch.equal(ahead.pseudo_x0, ahead.pred_x0)

@@ -116,7 +116,7 @@ def test_the_picture_of_an_event_is_that_of_its_last_travel_step(model):  # noqa
 
 
 def test_unknown_samplers_list_the_known(model):  # noqa: F811
-    with pytest.raises(UserError, match="did you mean 'resample'.*dps, resample"):
+    with pytest.raises(UserError, match="did you mean 'resample'.*psld, resample"):
         restore(model, left_half(randn(1, *SHAPE)), cond_method="resampel")
 
 

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from ldm.models.diffusion.posterior_settings import RefineSettings
 from ldm.models.diffusion.resample_settings import (
     LatentSettings,
     PixelSettings,
-    RefineSettings,
     ResampleSettings,
     StageShares,
 )

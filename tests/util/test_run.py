@@ -58,9 +58,9 @@ def test_tables_have_exactly_the_columns_and_the_images_order(tmp_path):
     finish(RunFolder(tmp_path, run.images), "c", 20.0)  # another process's
     run.write_tables()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    passes = "unet,decoder_forward,decoder_backward"
+    passes = "unet,unet_backward,decoder_forward,decoder_backward"
     assert lines[0] == f"image,sample,psnr,ssim,baseline_psnr,baseline_ssim,{passes},seconds" == ",".join(METRICS)
-    assert lines[1] == "c,0,20,0.9,28,0.8,6,52,46,1"
+    assert lines[1] == "c,0,20,0.9,28,0.8,6,0,52,46,1"
     assert [row["image"] for row in table(tmp_path / "metrics.csv")] == ["c", "a,b"]
     assert not (tmp_path / "failed.csv").exists()
     assert "25.00" in run.table()

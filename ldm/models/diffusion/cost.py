@@ -11,6 +11,7 @@ class Cost:
 
     Attributes:
         unet: forward passes of the UNet; classifier-free guidance doubles the batch of each.
+        unet_backward: how many of these a gradient goes back through.
         decoder: forward and backward passes of the decoder.
         decoder_forward: forward passes of the decoder alone, which start the optimisations over images. The decoding
             of the result is not among them.
@@ -18,26 +19,26 @@ class Cost:
         events: how many times hard consistency is imposed over ("pixel", "latent").
     """
 
-    unet: int
-    decoder: int
-    decoder_forward: int
-    pixel: int
-    events: tuple[int, int]
+    unet: int = 0
+    decoder: int = 0
+    decoder_forward: int = 0
+    pixel: int = 0
+    events: tuple[int, int] = (0, 0)
+    unet_backward: int = 0
 
     def table(self) -> dict[str, int]:
         """Return the passes by what they go through, in words."""
         return {
             "UNet, forward": self.unet,
+            "UNet, backward": self.unet_backward,
             "decoder, forward and backward": self.decoder,
             "decoder, forward only": self.decoder_forward,
             "operator, forward and backward": self.pixel,
         }
 
 
-def most_passes(settings: ResampleSettings, steps: int, sampler: str = "resample") -> Cost:
-    """Return the most passes that a restoration in ``steps`` steps can take with a registered sampler."""
-    if sampler == "dps":
-        return Cost(unet=steps, decoder=steps, decoder_forward=0, pixel=0, events=(0, 0))
+def most_passes(settings: ResampleSettings, steps: int) -> Cost:
+    """Return the most passes that a restoration by ReSample in ``steps`` steps can take."""
     run = settings.first_index(steps) + 1
     stages = {index: settings.stage_at(index, steps) for index in range(run)}
     travel = sum(min(settings.travel_length, index) for index, stage in stages.items() if stage)

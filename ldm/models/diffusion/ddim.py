@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion import resample  # also registers the samplers `resample` and `dps`
+from ldm.models.diffusion import daps, dps, psld, resample, sitcom, unsolved  # noqa: F401 (they register their samplers)
 from ldm.models.diffusion.checked_settings import CheckedSettings, Share
 from ldm.models.diffusion.optimise import IterationCallback
 from ldm.models.diffusion.passes import passes_of
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, Watch, get_sampler
 from ldm.models.diffusion.prior_sampler import register_prior_sampler
+from ldm.models.diffusion.posterior_settings import PosteriorSettings
 from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior, standard_normal
-from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
+from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings
 from util.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class DDIMSampler:
         verbose: bool = True,
         img_callback: Callable[[Tensor, int], Any] | None = None,
         callback: Callable[[TraceEvent], Any] | None = None,
-        settings: ResampleSettings | None = None,
+        settings: PosteriorSettings | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Tensor | None = None,
@@ -172,9 +173,9 @@ class DDIMSampler:
             measurement: y, (batch_size or 1, ...).
             measurement_cond_fn: the soft step (`InverseProblem.condition_fn`).
             operator_fn: A, differentiable: images to measurements.
-            cond_method: name of a registered sampler: ``resample``, ``dps``.
+            cond_method: name of a registered sampler: ``resample``, ``dps``, ``psld``, ``daps``, ``sitcom``.
             callback: receives a TraceEvent for each thing done to each sample.
-            settings: None is the reference.
+            settings: the sampler's own; None is its defaults, which for ``resample`` are the reference.
             generator: one for all samples, or a sequence of one for each.
             noise_sigma: root mean square of the noise over all entries of y, for ``eps: noise``: sigma where every
                 entry has Gaussian noise, sigma times the root of the kept share where a mask drops entries. One number,
@@ -190,10 +191,13 @@ class DDIMSampler:
             The restored latents, and intermediate ones as `sample` gives.
 
         Raises:
-            UserError: an unknown sampler, a step count outside 1 to T, shapes that do not go together, or what the
+            UserError: an unknown sampler or another's settings, a step count outside 1 to T, shapes that do not go together, or what the
                 sampler itself refuses.
         """
-        solve = get_sampler(cond_method)
+        sampler = get_sampler(cond_method)
+        settings = settings or sampler.settings()
+        if sampler.solve is None or not isinstance(settings, sampler.settings):
+            raise UserError(f"sampler {cond_method!r} does not sample by {type(settings).__name__}")
         self.make_schedule(S, ddim_eta=eta)
         if len(measurement) not in (1, batch_size):
             raise UserError(f"{len(measurement)} measurements for a batch of {batch_size}: must be as many, or one")
@@ -208,7 +212,7 @@ class DDIMSampler:
         )
         prior = self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator)
         with closing(watch):
-            z = solve(prior, problem, z, settings or ResampleSettings(), watch)
+            z = sampler.solve(prior, problem, z, settings, watch)
         return z, watch.intermediates
 
     def p_sample_ddim(

@@ -185,8 +185,16 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Noise in the latents x_noisy (B, C, h, w) at timesteps t (B,), without gradient."""
-        self.passes.count("unet", x_noisy)
-        return self._compute(self.model, x_noisy, t, cond)
+        return self.differentiable_apply_model(x_noisy, t, cond)
+
+    def differentiable_apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """As `apply_model`, with gradient."""
+        x = x_noisy.view_as(x_noisy)  # without another use, as the next but one needs it
+        noise = self._compute(self.model, x, t, cond)
+        if self.half is torch.float16:
+            hold_gradient_in_range(x, noise)
+        self.passes.count_denoising(noise)
+        return noise
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """Diffuse latents to timesteps t (B,): ``sqrt(abar_t) x_start + sqrt(1 - abar_t) noise``."""

@@ -1,44 +1,78 @@
-"""Diffusion posterior sampling in the latent space (Chung et al., ICLR 2023): DDIM steps and measurement gradients."""
+"""Diffusion posterior sampling in the latent space: DDIM steps, each with a step down the residual's gradient.
+
+Chung, Kim, McCann, Klasky and Ye, Diffusion Posterior Sampling for General Noisy Inverse Problems, ICLR 2023; over
+latents as in Rout et al., NeurIPS 2023, section 3.1. The published ReSample code has a soft step of this form, in which
+the noise estimate is held constant: no gradient goes through the UNet. That is the default here.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from ldm.models.diffusion.checked_settings import Flag, NotNegative, one_of
+from ldm.models.diffusion.cost import Cost
 from ldm.models.diffusion.posterior import InverseProblem, Watch, register_sampler
+from ldm.models.diffusion.posterior_settings import PosteriorSettings
 from ldm.models.diffusion.prior import LatentPrior
-from ldm.models.diffusion.resample_settings import ResampleSettings
+
+
+@dataclass(frozen=True)
+class DPSSettings(PosteriorSettings):
+    """`conditioning.dps`; `configs/presets/dps.yaml` says what each does."""
+
+    scale: NotNegative = 0.5
+    weight: Annotated[str, one_of("abar", "constant")] = "abar"
+    through_unet: Flag = False
+    tweedie: Annotated[str, one_of("reference", "exact")] = "reference"
+
+
+def dps_cost(settings: DPSSettings, steps: int) -> Cost:
+    """One pass of each network a step."""
+    return Cost(unet=steps, decoder=steps, unet_backward=steps if settings.through_unet else 0)
+
+
+@register_sampler("dps", DPSSettings, dps_cost)
+def sample_dps(prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: DPSSettings, watch: Watch) -> Tensor:
+    """The restored latent (B, C, h, w), from noise z."""
+    for step, index in watch.steps():
+        scale = settings.scale * (prior.schedule.alphas[index] if settings.weight == "abar" else 1)
+        z, x0, norm = soft_step(prior, problem, z, index, scale, settings.tweedie, settings.through_unet)
+        watch.stepped(step, len(z), norm)
+        watch.finished(step, z, x0)
+    return z
 
 
 def soft_step(
-    prior: LatentPrior, problem: InverseProblem, z: Tensor, index: int, settings: ResampleSettings
+    prior: LatentPrior,
+    problem: InverseProblem,
+    z: Tensor,
+    index: int,
+    scale: float,
+    tweedie: Literal["reference", "exact"] = "reference",
+    through_unet: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A DDIM step from ``index``, then a step down the gradient of the residual's norm:
-    ``z <- z' - (soft_scale a) d/dz || y - A(D(p0(z))) ||_2``, the noise estimate held constant.
+    """A DDIM step from ``index`` to z', then a step down the gradient of the residual's norm:
+    ``z' - scale d/dz || y - A(D(p0(z))) ||_2``.
+
+    Args:
+        tweedie: what p0 is, see `prior.ddim_step`.
+        through_unet: the gradient takes the noise estimate's dependence on z into account; else it is held constant.
 
     Returns:
         The latent, the step's x0 (both detached), and the norm.
     """
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        step = prior.ddim_step(z, index, tweedie=settings.tweedie)
+        step = prior.ddim_step(z, index, tweedie=tweedie, differentiable=through_unet)
         z_next, norm = problem.condition_fn(
             x_t=step.x_prev.detach(),
             measurement=problem.measurement,
             noisy_measurement=problem.measurement,
             x_prev=z,
             x_0_hat=step.pseudo_x0,
-            scale=settings.soft_scale * prior.schedule.alphas[index],
+            scale=scale,
             **problem.state,
         )
     return z_next.detach(), step.pred_x0.detach(), norm
-
-
-@register_sampler(name="dps")
-def sample_dps(
-    prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: ResampleSettings, watch: Watch
-) -> Tensor:
-    """The restored latent (B, C, h, w), from noise z. Of the settings, ``soft_scale`` and ``tweedie`` count."""
-    for step, index in watch.steps():
-        z, x0, norm = soft_step(prior, problem, z, index, settings)
-        watch.stepped(step, len(z), norm)
-        watch.finished(step, z, x0)
-    return z

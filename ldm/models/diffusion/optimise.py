@@ -168,6 +168,4 @@ class _Descent:
         self.rows = [self.rows[position] for position in kept]
         self.x = before.detach()[kept].requires_grad_()
         self.optimiser = torch.optim.AdamW([self.x], **self.options)
-        self.optimiser.state[self.x] = {
-            name: value[kept] if value.ndim else value for name, value in moments.items()
-        }
+        self.optimiser.state[self.x] = {name: value[kept] if value.ndim else value for name, value in moments.items()}

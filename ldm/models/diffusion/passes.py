@@ -15,11 +15,13 @@ class Passes(NamedTuple):
         unet: forward passes of the UNet; classifier-free guidance doubles the batch of each.
         decoder_forward: forward passes of the first stage's decoder.
         decoder_backward: how many of these a gradient went back through.
+        unet_backward: how many of the UNet's a gradient went back through.
     """
 
     unet: int = 0
     decoder_forward: int = 0
     decoder_backward: int = 0
+    unet_backward: int = 0
 
     def since(self, before: "Passes") -> "Passes":
         """The passes that were not there before."""
@@ -42,16 +44,19 @@ class PassCounter:
         finally:
             self._images = outer
 
-    def count(self, kind: str, batch: Tensor) -> None:
-        """Count a pass of a batch (B, ...), ``kind`` being a field of `Passes`."""
-        self._counts[kind].update(self._for(batch))
+    def count_denoising(self, noise: Tensor) -> None:
+        """Count the UNet's forward pass that led to noise estimates (B, ...), and the backward pass when there is one."""
+        self._count("unet", "unet_backward", noise)
 
     def count_decoding(self, image: Tensor) -> None:
-        """Count the forward pass that led to images (B, ...), and the backward pass when there is one."""
-        images = self._for(image)
-        self._counts["decoder_forward"].update(images)
-        if image.requires_grad:
-            image.register_hook(lambda _: self._counts["decoder_backward"].update(images))
+        """Count the decoder's forward pass that led to images (B, ...), and the backward pass when there is one."""
+        self._count("decoder_forward", "decoder_backward", image)
+
+    def _count(self, forward: str, backward: str, out: Tensor) -> None:
+        images = self.images_of(out)
+        self._counts[forward].update(images)
+        if out.requires_grad:
+            out.register_hook(lambda _: self._counts[backward].update(images))
 
     def of(self, image: int) -> Passes:
         """All passes so far of the image at a position in the batch."""
@@ -61,7 +66,8 @@ class PassCounter:
         """The positions that passes have been counted for."""
         return set().union(*self._counts.values())
 
-    def _for(self, batch: Tensor) -> Sequence[int]:
+    def images_of(self, batch: Tensor) -> Sequence[int]:
+        """The positions in the run's batch of the images of a tensor (B, ...)."""
         return range(len(batch)) if self._images is None else self._images
 
 

@@ -3,14 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.models.diffusion.cost import Cost
 from ldm.models.diffusion.optimise import IterationCallback, Minimum
 from ldm.models.diffusion.passes import PassCounter, Passes
+from ldm.models.diffusion.posterior_settings import PosteriorSettings
 from ldm.models.diffusion.prior import DDIMSchedule
 from util.errors import UserError
 from util.memory import peak_memory_text
@@ -19,10 +21,38 @@ from util.registry import Registry
 # tqdm's own without the rate: what is beside it should fit a terminal.
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 BAR_SECONDS = 0.5  # between two looks at an optimisation that goes on
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+class PosteriorSampler(NamedTuple):
+    """A sampler that explains a measurement.
+
+    Attributes:
+        solve: LatentPrior, InverseProblem, noise z (B, C, h, w), settings and `Watch`, to the restored latents; None
+            where the result is the first guess itself.
+        settings: the class of its settings.
+        cost: settings and the number of steps, to the most passes that a restoration takes.
+    """
+
+    solve: Callable[..., Tensor] | None
+    settings: type[PosteriorSettings]
+    cost: Callable[[Any, int], Cost]
+
 
 POSTERIOR_SAMPLERS = Registry("sampler")
-register_sampler = POSTERIOR_SAMPLERS.register
-get_sampler = POSTERIOR_SAMPLERS.get
+get_sampler: Callable[[str], PosteriorSampler] = POSTERIOR_SAMPLERS.get
+
+
+def register_sampler(
+    name: str, settings: type[PosteriorSettings], cost: Callable[[Any, int], Cost]
+) -> Callable[[Function], Function]:
+    """Return a decorator that files a posterior sampler's function under ``name``; see `PosteriorSampler`."""
+
+    def decorate(solve: Function) -> Function:
+        POSTERIOR_SAMPLERS.register(name)(PosteriorSampler(solve, settings, cost))
+        return solve
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -110,7 +140,8 @@ class TraceEvent:
         step: position in the run, from 0; the number of steps for what comes after the last.
         timestep: the diffusion timestep of that step; 0 after the last.
         stage: a step without ("ddim") or with ("soft") the gradient of the measurement, hard consistency over
-            "pixel" or "latent", the "final" latent stage, or what "refine" does to the decoded image.
+            "pixel" or "latent", the "final" latent stage, Langevin steps over the clean latent ("langevin"), an
+            optimisation of what the UNet is given ("input"), or what "refine" does to the decoded image.
         iterations: optimiser iterations.
         first_loss, last_loss: mean squared residuals; for "soft" both are the norm that the step descends.
         losses: mean squared residuals before each iteration; for "soft" the one of the estimate, where the norm is the
@@ -120,13 +151,13 @@ class TraceEvent:
         stop: why the optimisation stopped; "" where there was none.
         seconds: since the event before, shared out over the batch.
         sample: position in the batch.
-        unet, decoder_forward, decoder_backward: passes through the networks since the event before (`Passes`), as
-            counted where they ran. What a callback decodes to look at is not among them.
+        unet, decoder_forward, decoder_backward, unet_backward: passes through the networks since the event before
+            (`Passes`), as counted where they ran. What a callback decodes to look at is not among them.
     """
 
     step: int
     timestep: int
-    stage: Literal["ddim", "soft", "pixel", "latent", "final", "refine"]
+    stage: Literal["ddim", "soft", "pixel", "latent", "final", "langevin", "input", "refine"]
     iterations: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
@@ -136,6 +167,7 @@ class TraceEvent:
     unet: int = 0
     decoder_forward: int = 0
     decoder_backward: int = 0
+    unet_backward: int = 0
     losses: Sequence[float] = ()
     target: float | None = None
     noise_floor: float | None = None

@@ -1,7 +1,7 @@
 """A latent diffusion model seen through S steps: its schedule, its noise estimate, one DDIM step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -110,17 +110,31 @@ class LatentPrior:
     guidance_scale: float = 1.0
     generator: torch.Generator | Sequence[torch.Generator] | None = None
 
-    @torch.no_grad()
-    def predict_noise(self, z: Tensor, timestep: int | Tensor) -> Tensor:
+    def predict_noise(self, z: Tensor, timestep: float | Tensor, differentiable: bool = False) -> Tensor:
         """The model's noise estimate for z at a timestep, guided (Ho and Salimans, 2022):
-        ``e_uncond + guidance_scale (e_cond - e_uncond)``. Without gradient."""
-        t = torch.as_tensor(timestep, device=z.device).expand(len(z))
-        if self.unconditional_conditioning is None or self.guidance_scale == 1.0:
-            return self.model.apply_model(z, t, self.conditioning)
-        both = torch.cat([self.unconditional_conditioning, self.conditioning])
-        with passes_of(self.model).counting_for(range(len(z))):
-            e_uncond, e_cond = self.model.apply_model(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-        return e_uncond + self.guidance_scale * (e_cond - e_uncond)
+        ``e_uncond + guidance_scale (e_cond - e_uncond)``. Without gradient, unless it is asked for."""
+        apply_model = self.model.differentiable_apply_model if differentiable else self.model.apply_model
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            t = torch.as_tensor(timestep, device=z.device).expand(len(z))
+            if self.unconditional_conditioning is None or self.guidance_scale == 1.0:
+                return apply_model(z, t, self.conditioning)
+            both = torch.cat([self.unconditional_conditioning, self.conditioning])
+            passes = passes_of(self.model)
+            with passes.counting_for(passes.images_of(z)):
+                e_uncond, e_cond = apply_model(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
+            return e_uncond + self.guidance_scale * (e_cond - e_uncond)
+
+    def clean_estimate(self, z: Tensor, timestep: float, a: float, differentiable: bool = False) -> Tensor:
+        """Tweedie's formula: the mean of the clean latent given z at cumulative product ``a``."""
+        return (z - (1 - a) ** 0.5 * self.predict_noise(z, timestep, differentiable)) / a**0.5
+
+    def select(self, rows: Sequence[int], batch: int) -> "LatentPrior":
+        """The prior of the latents at these positions of a batch. Noise is for whole batches, and not drawn from it."""
+        if len(rows) == batch:
+            return self
+        conditions = (self.conditioning, self.unconditional_conditioning)
+        own, none = (None if rows_of is None else rows_of[list(rows)] for rows_of in conditions)
+        return replace(self, conditioning=own, unconditional_conditioning=none, generator=None)
 
     def noise_like(self, z: Tensor) -> Tensor:
         """Standard normal noise of z's shape, dtype and device, in contiguous layout."""
@@ -132,10 +146,14 @@ class LatentPrior:
         index: int,
         timestep: int | Tensor | None = None,
         tweedie: Literal["reference", "exact"] = "reference",
+        differentiable: bool = False,
     ) -> DDIMStep:
         """One DDIM step from ``index``; ``timestep`` is what the network is told, the index's own where None.
 
+        It is differentiable in z, the noise estimate held constant, or with ``differentiable`` through the UNet too.
+
         Noise is drawn also where none is added, so that eta does not move the stream.
         """
-        estimate = self.predict_noise(z, self.schedule.timesteps[index] if timestep is None else timestep)
+        timestep = self.schedule.timesteps[index] if timestep is None else timestep
+        estimate = self.predict_noise(z, timestep, differentiable)
         return ddim_step(z, estimate, self.schedule, index, self.noise_like(z), tweedie)

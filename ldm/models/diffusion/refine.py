@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldm.models.diffusion.optimise import Minimum, mean_squared_residual
 from ldm.models.diffusion.posterior import InverseProblem
-from ldm.models.diffusion.resample_settings import NOISELESS_EPS, RefineSettings
+from ldm.models.diffusion.posterior_settings import NOISELESS_EPS, RefineSettings
 
 
 def refine(problem: InverseProblem, image: Tensor, settings: RefineSettings) -> Minimum:

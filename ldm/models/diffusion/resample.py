@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ldm.models.diffusion.cost import most_passes
 from ldm.models.diffusion.dps import soft_step
 from ldm.models.diffusion.optimise import (
     IterationCallback,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Chosen = TypeVar("Chosen")
 
 
-@register_sampler(name="resample")
+@register_sampler("resample", ResampleSettings, most_passes)
 def sample_resample(
     prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: ResampleSettings, watch: Watch
 ) -> Tensor:
@@ -49,7 +50,8 @@ def sample_resample(
     for step, index in watch.steps(first):
         # DDIM step, towards the measurement.
         if settings.soft_step:
-            z, x0, norm = soft_step(prior, problem, z, index, settings)
+            scale = settings.soft_scale * prior.schedule.alphas[index]
+            z, x0, norm = soft_step(prior, problem, z, index, scale, settings.tweedie)
         else:
             (z, x0, _), norm = prior.ddim_step(z, index), None
         watch.stepped(step, len(z), norm)

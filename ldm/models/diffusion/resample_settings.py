@@ -19,11 +19,10 @@ from ldm.models.diffusion.checked_settings import (
     one_of,
     optional,
 )
+from ldm.models.diffusion.posterior_settings import NOISELESS_EPS, PosteriorSettings
 from util.errors import UserError
 
 NOISE_FLOOR = "noise"
-# A measurement without noise has a floor of 0, which no optimisation reaches: the reference's eps then.
-NOISELESS_EPS = 1e-3
 
 
 def _eps(value: Any) -> float | str:
@@ -90,21 +89,6 @@ class LatentSettings(PixelSettings):
     decoder_error: NotNegative = 0.0
 
 
-@dataclass(frozen=True)
-class RefineSettings(CheckedSettings):
-    """The last optimisation, over the decoded image (`refine`)."""
-
-    deviation: Positive = 0.03
-    correlation: Positive = 0.6
-    max_iters: Count = 20
-
-
-def _refine(value: Any) -> RefineSettings | None:
-    if not isinstance(value, RefineSettings | None):
-        raise ValueError("must be null or a mapping of settings")
-    return value
-
-
 def _final(value: Any) -> bool | LatentSettings:
     if not isinstance(value, bool | LatentSettings):
         raise ValueError("must be true, false or a mapping of settings")
@@ -112,7 +96,7 @@ def _final(value: Any) -> bool | LatentSettings:
 
 
 @dataclass(frozen=True)
-class ResampleSettings(CheckedSettings):
+class ResampleSettings(PosteriorSettings):
     """How ReSample restores (Song et al., ICLR 2024): `conditioning.resample` of a task or preset."""
 
     start: Share = Fraction(1)
@@ -128,7 +112,6 @@ class ResampleSettings(CheckedSettings):
     pixel: PixelSettings = field(default_factory=PixelSettings)
     latent: LatentSettings = field(default_factory=LatentSettings)
     final: Annotated[bool | LatentSettings, _final] = True
-    refine: Annotated[RefineSettings | None, _refine] = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None, where: str = "conditioning.resample") -> "ResampleSettings":
@@ -138,8 +121,6 @@ class ResampleSettings(CheckedSettings):
             LatentSettings.from_config(config.get("latent"), f"{where}.latent")
             merged = {**(config.get("latent") or {}), **config["final"]}
             config = {**config, "final": LatentSettings.from_config(merged, f"{where}.final")}
-        if isinstance(config, Mapping) and isinstance(config.get("refine"), Mapping):
-            config = {**config, "refine": RefineSettings.from_config(config["refine"], f"{where}.refine")}
         return super().from_config(config, where)
 
     @property
@@ -158,14 +139,11 @@ class ResampleSettings(CheckedSettings):
         """Check that a measurement with noise of this level can be restored, before any work is done.
 
         Raises:
-            UserError: as `PixelSettings.threshold`; or the level is not known, and the image is to be refined.
+            UserError: as `PosteriorSettings.check_noise_level` and `PixelSettings.threshold`.
         """
+        super().check_noise_level(noise_sigma)
         for stage in (self.pixel, self.latent, self.final_stage or self.latent):
             stage.threshold(noise_sigma)
-        if self.refine is not None and noise_sigma is None:
-            raise UserError(
-                "the level of this measurement's noise is not known, and refine needs it: set refine to null"
-            )
 
     def first_index(self, steps: int) -> int:
         """The index that a run of ``steps`` steps starts from: its first ``1 - start`` are left out."""

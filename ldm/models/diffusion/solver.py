@@ -2,24 +2,36 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
 
-from ldm.models.diffusion.cost import Cost, most_passes
+from ldm.models.diffusion.cost import Cost
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.finite import FiniteWatch
 from ldm.models.diffusion.guidance import guidance
-from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, get_sampler
+from ldm.models.diffusion.posterior import POSTERIOR_SAMPLERS, InverseProblem, TraceEvent, get_sampler
+from ldm.models.diffusion.posterior_settings import PosteriorSettings
 from ldm.models.diffusion.refine import refine
-from ldm.models.diffusion.resample_settings import ResampleSettings
 from util.errors import ImageError
 from util.sampler_state import SamplerState
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
+
+
+def settings_of(conditioning: Any, sampler: str) -> PosteriorSettings:
+    """The settings of the chosen sampler, of an object with an attribute (a mapping) for each that has some.
+
+    Raises:
+        UserError: an unknown sampler, or settings that cannot be, of whichever sampler.
+    """
+    chosen = get_sampler(sampler)
+    for name in POSTERIOR_SAMPLERS.names():
+        get_sampler(name).settings.from_config(getattr(conditioning, name, None), f"conditioning.{name}")
+    return chosen.settings.from_config(getattr(conditioning, sampler, None), f"conditioning.{sampler}")
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Solver:
         eta: share of ancestral noise in a DDIM step, in [0, 1].
         guidance_scale: of classifier-free guidance; 1 is none.
         class_label: the class that a class-conditional model is asked for.
-        settings: the sampler's own.
+        settings: the sampler's own; None is its defaults.
     """
 
     sampler: str = "resample"
@@ -40,7 +52,11 @@ class Solver:
     eta: float = 0.0
     guidance_scale: float = 1.0
     class_label: int | None = None
-    settings: ResampleSettings = field(default_factory=ResampleSettings)
+    settings: PosteriorSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings is None:
+            object.__setattr__(self, "settings", get_sampler(self.sampler).settings())
 
     def check(self, model: "LatentDiffusion", noise_sigma: float | None) -> None:
         """Check that a model (its weights may be missing) can be sampled so, given the noise's level.
@@ -48,14 +64,13 @@ class Solver:
         Raises:
             UserError: it cannot.
         """
-        get_sampler(self.sampler)
         DDIMSampler(model).make_schedule(self.steps, ddim_eta=self.eta)
         guidance(model, self.class_label, self.guidance_scale)
         self.settings.check_noise_level(noise_sigma)
 
     def cost(self) -> Cost:
         """Return the most passes that a restoration can take."""
-        return most_passes(self.settings, self.steps, self.sampler)
+        return get_sampler(self.sampler).cost(self.settings, self.steps)
 
     def restore(
         self,
@@ -85,6 +100,8 @@ class Solver:
         Raises:
             ImageError: values are not finite, and there is no ``failed`` to be told.
         """
+        if get_sampler(self.sampler).solve is None:
+            return problem.initial
         finite = FiniteWatch(failed)
         callback, img_callback = finite.events(callback), finite.estimates(img_callback)
         generators = generator if isinstance(generator, Sequence) else [generator]

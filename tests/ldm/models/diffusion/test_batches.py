@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.models.diffusion.posterior import InverseProblem
-from ldm.models.diffusion.resample_settings import ResampleSettings
+from ldm.models.diffusion.posterior import InverseProblem, get_sampler
 from ldm.models.diffusion.solver import Solver
 from ldm.util import instantiate_from_config
 from ldm_inverse.task import Task
@@ -50,10 +49,20 @@ def problems(operator, model, count):
         )
 
 
-def restore(model, problem, seeds, settings=SETTINGS, steps=6):
+OTHERS = {
+    "dps": {"through_unet": True, "tweedie": "exact"},
+    "psld": {"quantise": False},
+    "daps": {"iterations": 4, "ode_steps": 2, "quantise": False, "decoder_error": 0.1},
+    "sitcom": {"input": {"lr": 0.1, "max_iters": 4}, "quantise": False},
+}
+
+
+def restore(model, problem, seeds, settings=SETTINGS, steps=6, sampler="resample"):
     """Restored images, and the events of each."""
     events = [[] for _ in seeds]
-    images = Solver(steps=steps, eta=0.5, settings=ResampleSettings.from_config(settings)).restore(
+    images = Solver(
+        sampler, steps, eta=0.5, settings=get_sampler(sampler).settings.from_config(settings, sampler)
+    ).restore(
         model,
         problem,
         (len(seeds), *SHAPE[1:]),
@@ -65,9 +74,7 @@ def restore(model, problem, seeds, settings=SETTINGS, steps=6):
 
 def told(events):
     """What does not depend on the time or the position."""
-    return [
-        (e.step, e.stage, e.iterations, e.stop, e.unet, e.decoder_forward, e.decoder_backward) for e in events
-    ]
+    return [(e.step, e.stage, e.iterations, e.stop, e.unet, e.decoder_forward, e.decoder_backward) for e in events]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -89,6 +96,18 @@ def test_each_image_is_restored_as_it_would_be_alone(model, operator):
 def test_a_batch_of_one_is_what_it_is_made_of(model):
     (alone,) = problems("inpainting", model, 1)
     assert InverseProblem.stack([alone]) is alone
+
+
+@pytest.mark.parametrize("sampler", OTHERS)
+def test_each_image_is_restored_as_it_would_be_alone_by_every_sampler(model, sampler):
+    alone = list(problems("inpainting", model, 2))
+    how = {"settings": OTHERS[sampler], "sampler": sampler}
+    images, events = restore(model, InverseProblem.stack(alone), seeds=[5, 6], **how)
+    assert not torch.allclose(images[0], images[1], atol=0.01)
+    for position, problem in enumerate(alone):
+        own, (own_events,) = restore(model, problem, seeds=[5 + position], **how)
+        assert torch.allclose(images[position], own[0], rtol=0, atol=1e-8)
+        assert told(events[position]) == told(own_events)
 
 
 def test_one_generator_is_not_enough_for_a_batch_of_another_size(model):

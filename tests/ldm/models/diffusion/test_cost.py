@@ -12,11 +12,6 @@ def test_the_published_setting():
     assert most_passes(ResampleSettings(), 500) == published
 
 
-def test_dps_takes_one_pass_of_each_network_a_step():
-    one_each = Cost(unet=40, decoder=40, decoder_forward=0, pixel=0, events=(0, 0))
-    assert most_passes(ResampleSettings(), 40, "dps") == one_each
-
-
 @pytest.mark.parametrize(("key", "decoder"), [("soft_step", 8500), ("final", 500 + 8000)])
 def test_what_is_off_costs_nothing(key, decoder):
     assert most_passes(ResampleSettings.from_config({key: False}), 500).decoder == decoder

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ldm.models.diffusion.cost import most_passes
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.passes import PassCounter, Passes
+from ldm.models.diffusion.posterior import get_sampler
 from ldm.models.diffusion.prior import LatentPrior
 from ldm.models.diffusion.resample_settings import ResampleSettings
 from ldm.util import instantiate_from_config
@@ -42,12 +42,22 @@ def total(events, sample=0):
     return Passes(*(sum(getattr(event, kind) for event in own) for kind in Passes._fields))
 
 
-@pytest.mark.parametrize("sampler", ["resample", "dps"])
-@pytest.mark.parametrize("change", [{}, {"soft_step": False}, {"final": False}, {"travel_length": 2}], ids=str)
-def test_the_most_passes_are_those_of_a_run_that_goes_to_its_limits(model, sampler, change):
-    settings = ResampleSettings.from_config({**LATE, **change})
-    spent, cost = total(run(model, settings, sampler)), most_passes(settings, STEPS, sampler)
-    assert spent == Passes(cost.unet, cost.decoder + cost.decoder_forward, cost.decoder)
+CHANGES = [
+    *(("resample", LATE | change) for change in ({}, {"soft_step": False}, {"final": False}, {"travel_length": 2})),
+    ("dps", {}),
+    ("dps", {"through_unet": True, "weight": "constant"}),
+    ("psld", {}),
+    ("daps", {"ode_steps": 3, "iterations": 4, "decoder_error": 0.1}),
+    ("sitcom", {"input": NEVER}),
+]
+
+
+@pytest.mark.parametrize(("sampler", "config"), CHANGES, ids=str)
+def test_the_most_passes_are_those_of_a_run_that_goes_to_its_limits(model, sampler, config):
+    chosen = get_sampler(sampler)
+    settings = chosen.settings.from_config(config, sampler)
+    spent, cost = total(run(model, settings, sampler)), chosen.cost(settings, STEPS)
+    assert spent == Passes(cost.unet, cost.decoder + cost.decoder_forward, cost.decoder, cost.unet_backward)
     assert spent.unet > 0
 
 
@@ -68,7 +78,7 @@ def test_they_are_what_the_networks_saw(model):
     spent = total(run(model, settings))
     for hook in hooks:
         hook.remove()
-    assert spent == (seen["unet"], seen["forward"], seen["backward"])
+    assert spent == (seen["unet"], seen["forward"], seen["backward"], 0)
 
 
 def test_each_event_has_its_own(model):
@@ -94,8 +104,9 @@ def test_guidance_is_one_pass_of_a_doubled_batch():
     apply_model = model.apply_model
 
     def counted(z, t, cond=None):
-        counter.count("unet", z)
-        return apply_model(z, t, cond)
+        estimate = apply_model(z, t, cond).detach()
+        counter.count_denoising(estimate)
+        return estimate
 
     model.apply_model = counted
     condition = torch.zeros(2, 3, 8, 8)
@@ -106,10 +117,10 @@ def test_guidance_is_one_pass_of_a_doubled_batch():
 def test_inside_counting_for_passes_are_for_the_images_named():
     counter, two = PassCounter(), torch.zeros(2, 1).requires_grad_()
     with counter.counting_for([3, 5]):
-        counter.count("unet", two)
+        counter.count_denoising(two.detach())
         image = two * 2
         counter.count_decoding(image)
     image.sum().backward()  # outside, and still for those that the forward pass was for
-    assert counter.of(3) == counter.of(5) == (1, 1, 1)
-    assert counter.of(0) == (0, 0, 0)
+    assert counter.of(3) == counter.of(5) == (1, 1, 1, 0)
+    assert counter.of(0) == (0, 0, 0, 0)
     assert counter.images() == {3, 5}

@@ -1,0 +1,115 @@
+"""DAPS (Zhang, Chu, Berner, Meng, Anandkumar and Song, Improving Diffusion Inverse Problem Solving with Decoupled Noise
+Annealing, CVPR 2025, arXiv 2407.01521), over latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.checked_settings import Count, Flag, NotNegative, Positive, optional
+from ldm.models.diffusion.cost import Cost
+from ldm.models.diffusion.levels import Level, LevelTable, transfer
+from ldm.models.diffusion.optimise import Minimum, mean_squared_residual
+from ldm.models.diffusion.posterior import InverseProblem, Watch, register_sampler
+from ldm.models.diffusion.posterior_settings import NOISELESS_EPS, PosteriorSettings
+from ldm.models.diffusion.prior import LatentPrior
+from util.errors import UserError
+
+
+@dataclass(frozen=True)
+class DAPSSettings(PosteriorSettings):
+    """`conditioning.daps`; `configs/presets/daps.yaml` says what each does."""
+
+    ode_steps: Count = 5
+    iterations: Count = 100
+    lr: Positive = 0.05
+    deviation: Annotated[float | None, optional(Positive)] = 1.0
+    decoder_error: NotNegative = 0.0
+    quantise: Flag = True
+
+    def check_noise_level(self, noise_sigma: float | None) -> None:
+        """As `PosteriorSettings.check_noise_level`; residuals need a deviation."""
+        super().check_noise_level(noise_sigma)
+        if noise_sigma is None and not self.decoder_error:
+            raise UserError("the level of this measurement's noise is not known: give decoder_error a number above 0")
+
+    def residual_deviation(self, noise_sigma: float | None) -> float:
+        """Deviation of a residual's entries: of the noise, and of what the decoder cannot show."""
+        return max(((noise_sigma or 0.0) ** 2 + self.decoder_error**2) ** 0.5, NOISELESS_EPS)
+
+
+def daps_cost(settings: DAPSSettings, steps: int) -> Cost:
+    """Each step solves the flow's equation, then takes Langevin steps."""
+    return Cost(unet=steps * settings.ode_steps, decoder=steps * settings.iterations)
+
+
+@register_sampler("daps", DAPSSettings, daps_cost)
+def sample_daps(prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: DAPSSettings, watch: Watch) -> Tensor:
+    """The restored latent (B, C, h, w), from noise z; the paper's algorithm 1, a step for each noise level.
+
+    z_t leads to a clean latent by the prior alone, that to one that explains the measurement too, and that to z_(t-1) by
+    fresh noise, so that consecutive z are independent but for the clean latent.
+
+    Raises:
+        UserError: the noise's level is not known, and nothing takes its place.
+    """
+    for sigma in problem.sigmas(len(z)):
+        settings.check_noise_level(sigma)
+    table, schedule = LevelTable.of(prior.model.alphas_cumprod), prior.schedule
+    for step, index in watch.steps():
+        now = table.at(schedule.timesteps[index])
+        clean = solve_flow(prior, table, z, now, settings.ode_steps)
+        found = langevin(prior, problem, clean, now, settings)
+        a = schedule.alphas_prev[index]
+        z = a**0.5 * found.x + (1 - a) ** 0.5 * prior.noise_like(z) if index else found.x
+        watch.optimised(step, "langevin", found)
+        watch.finished(step, z, found.x)
+    return z
+
+
+def solve_flow(prior: LatentPrior, table: LevelTable, z: Tensor, now: Level, steps: int) -> Tensor:
+    """The clean latent to which the probability flow leads from z at level ``now``: DDIM over even times."""
+    levels = [table.at(now.timestep * (1 - done / steps)) for done in range(steps)]
+    for here, there in zip(levels, [*levels[1:], None], strict=True):
+        noise_estimate = prior.predict_noise(z, here.timestep)
+        if there is None:
+            return (z - here.sigma * noise_estimate) / here.alpha
+        z = transfer(z, noise_estimate, here, there)
+    raise AssertionError("steps is 1 or more")
+
+
+def langevin(
+    prior: LatentPrior, problem: InverseProblem, clean: Tensor, level: Level, settings: DAPSSettings
+) -> Minimum:
+    """Draws from ``N(x; clean, r^2) N(y; A(D(x)), s^2)`` by unadjusted Langevin steps from ``clean`` (equation 7).
+
+    The paper sets r to sigma / alpha of the noise level. Where latents have a deviation d of their own, that is their
+    distance from a given z only while it is small; in general ``1 / r^2 = (alpha / sigma)^2 + 1 / d^2``. The step is
+    ``lr / (1 / r^2 + 1 / s^2)``: lr times the variance that a latent has where the decoder neither stretches nor shrinks.
+
+    Returns:
+        The last latents, and the mean squared residuals from before each step.
+    """
+    s = [settings.residual_deviation(sigma) for sigma in problem.sigmas(len(clean))]
+    likelihood = clean.new_tensor([deviation**-2 for deviation in s])
+    closeness = (level.alpha / level.sigma) ** 2 + (0 if settings.deviation is None else settings.deviation**-2)
+    size = (settings.lr / (closeness + likelihood)).reshape(-1, 1, 1, 1)
+    x, losses = clean, []
+    for _ in range(settings.iterations):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            image = prior.model.differentiable_decode_first_stage(x, force_not_quantize=not settings.quantise)
+            loss = mean_squared_residual(problem.measurement, problem.predict(image))
+            entries = problem.measurement[0].numel()
+            energy = 0.5 * (entries * likelihood * loss + closeness * (x - clean).square().flatten(1).sum(1))
+            (gradient,) = torch.autograd.grad(energy.sum(), x)
+        x = x.detach() - size * gradient + (2 * size) ** 0.5 * prior.noise_like(x)
+        losses.append(loss.detach())
+    return Minimum(x, _by_sample(losses), ["limit"] * len(x), [None] * len(x))
+
+
+def _by_sample(losses: Sequence[Tensor]) -> list[list[float]]:
+    """Losses (B,) of each iteration as a list for each sample, read from the device once."""
+    return torch.stack(list(losses), dim=1).tolist()

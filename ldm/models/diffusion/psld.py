@@ -1,0 +1,61 @@
+"""PSLD (Rout, Raoof, Daras, Caramanis, Dimakis and Shakkottai, Solving Linear Inverse Problems Provably via Posterior
+Sampling with Latent Diffusion Models, NeurIPS 2023): latent DPS with a term that glues measured and unmeasured parts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.checked_settings import Flag, NotNegative
+from ldm.models.diffusion.cost import Cost
+from ldm.models.diffusion.posterior import InverseProblem, Watch, register_sampler
+from ldm.models.diffusion.posterior_settings import PosteriorSettings
+from ldm.models.diffusion.prior import LatentPrior
+
+
+@dataclass(frozen=True)
+class PSLDSettings(PosteriorSettings):
+    """`conditioning.psld`; `configs/presets/psld.yaml` says what each does."""
+
+    scale: NotNegative = 1.0
+    gluing: NotNegative = 0.1
+    quantise: Flag = True
+
+
+def psld_cost(settings: PSLDSettings, steps: int) -> Cost:
+    """One pass of each network a step, forward and backward (and one of the encoder)."""
+    return Cost(unet=steps, decoder=steps, unet_backward=steps)
+
+
+@register_sampler("psld", PSLDSettings, psld_cost)
+def sample_psld(prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: PSLDSettings, watch: Watch) -> Tensor:
+    """The restored latent (B, C, h, w), from noise z; the paper's algorithm 2, its steps along norms that are not squared.
+
+    Each step is a DDIM step to z', then, z0 being Tweedie's estimate and both gradients going through the UNet,
+
+        z' - scale d/dz || y - A(D(z0)) || - gluing d/dz || z0 - E(A^T y + (I - A^T A) D(z0)) ||
+    """
+    for step, index in watch.steps():
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            after, z0, _ = prior.ddim_step(z, index, differentiable=True)
+            image = prior.model.differentiable_decode_first_stage(z0, force_not_quantize=not settings.quantise)
+            residual = (problem.measurement - problem.predict(image)).flatten(1).norm(dim=1)
+            seam = (z0 - prior.model.encode_mode(glued(problem, image))).flatten(1).norm(dim=1)
+            objective = settings.scale * residual + settings.gluing * seam
+            (gradient,) = torch.autograd.grad(objective.sum(), z)
+        z = after.detach() - gradient
+        watch.stepped(step, len(z), residual)
+        watch.finished(step, z, z0.detach())
+    return z
+
+
+def glued(problem: InverseProblem, image: Tensor) -> Tensor:
+    """``A^T y + (I - A^T A) x``: the image (B, 3, H, W) with what is measured from the measurement, differentiable in it.
+
+    The adjoint is that of the operator's derivative, which for a linear operator is its own.
+    """
+    x = image.view_as(image)  # so that this gradient ends here, and the decoder's hooks do not take it for its own
+    predicted = problem.predict(x)
+    (correction,) = torch.autograd.grad(predicted, x, problem.measurement - predicted, create_graph=True)
+    return x + correction
