@@ -1,5 +1,6 @@
 """A model of the shipped kind, small enough to restore a picture in a moment: 32x32 pixels, f = 2, random weights."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -57,17 +58,29 @@ CONFIG = {
 }
 
 
-def write_model(folder: Path) -> tuple[Path, Path]:
-    """Write the model's YAML and a checkpoint of random weights; returns their paths."""
+def family(unet: dict | None = None, first_stage: dict | None = None, **params: object) -> dict:
+    """The configuration with other parameters of the model, the UNet, and the first stage (a mapping with a target)."""
+    config = copy.deepcopy(CONFIG)
+    own = config["model"]["params"]
+    own.update(params)
+    own["unet_config"]["params"].update(unet or {})
+    if first_stage is not None:
+        ddconfig = {**own["first_stage_config"]["params"]["ddconfig"], **first_stage.pop("ddconfig", {})}
+        own["first_stage_config"] = {**first_stage, "params": {"embed_dim": own["channels"], "ddconfig": ddconfig}}
+    return config
+
+
+def write_model(folder: Path, config: dict = CONFIG) -> tuple[Path, Path]:
+    """Write a model's YAML and a checkpoint of random weights; returns their paths."""
     from ldm.util import instantiate_from_config
 
-    config, checkpoint = folder / "tiny.yaml", folder / "tiny.safetensors"
-    config.write_text(yaml.safe_dump(CONFIG))
+    path, checkpoint = folder / "tiny.yaml", folder / "tiny.safetensors"
+    path.write_text(yaml.safe_dump(config))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = instantiate_from_config(CONFIG["model"])
+        model = instantiate_from_config(config["model"])
     save_file(model.state_dict(), checkpoint)
-    return config, checkpoint
+    return path, checkpoint
 
 
 def write_pictures(folder: Path, names: list[str], side: int = SIDE) -> Path:
