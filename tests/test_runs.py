@@ -98,7 +98,7 @@ def stop_at_call(monkeypatch, number, error):
     """Count the UNet's calls, and raise the error at one of them (None: at none)."""
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
-    calls, apply_model = [], LatentDiffusion.apply_model
+    calls, apply_model = [], LatentDiffusion.differentiable_apply_model
 
     def count(*args):
         calls.append(1)
@@ -106,7 +106,7 @@ def stop_at_call(monkeypatch, number, error):
             raise error
         return apply_model(*args)
 
-    monkeypatch.setattr(LatentDiffusion, "apply_model", count)
+    monkeypatch.setattr(LatentDiffusion, "differentiable_apply_model", count)
     return calls
 
 
