@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, checks style and runs the tests.
+# Sets up, checks style and runs the tests, on all cores.
 #
 #   bash scripts/test.sh [--slow] [pytest arguments; paths are relative to the project's root]
 #
@@ -16,4 +16,6 @@ fi
 bash scripts/setup.sh
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-exec .venv/bin/python -m pytest -m "$chosen" "$@"
+# A worker on each core, of one thread: the tests' models are too small for more.
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest -n auto --dist loadfile -m "$chosen" "$@"

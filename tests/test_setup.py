@@ -217,18 +217,17 @@ def test_what_is_installed_meets_the_requirements():
 
 
 def test_every_import_is_required():
-    """Each outside package that the code imports at all is in requirements.txt, or optional by design."""
-    module_of = {"pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage"}
+    """Each outside package that the code imports at all is in requirements.txt."""
+    module_of = {"pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage", "torch-fidelity": "torch_fidelity"}
     known = {module_of.get(name, name) for name in requirements()} | set(sys.stdlib_module_names)
     known |= {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
-    optional = {"lpips"}
     folders = [ROOT / name for name in ("data", "ldm", "ldm_inverse", "scripts", "tests", "util")]
     for path in [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module]
-            unknown = {name.split(".")[0] for name in names} - known - optional
+            unknown = {name.split(".")[0] for name in names} - known
             assert not unknown, f"{path.relative_to(ROOT)} imports {unknown}"
 
 

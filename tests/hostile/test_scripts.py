@@ -152,7 +152,7 @@ IN_THE_BLOCK = [
     ("model", None, "model"),
     ("model.target", "os.system", "LatentDiffusion"),
     ("model.params.first_stage_config", {"target": "ldm.models.autoencoder.IdentityFirstStage"}, "has no first stage"),
-    ("model.params.unet_config.params.model_channels", "many", "no model can be built"),
+    ("model.params.unet_config.params.model_channels", "many", "model_channels: expected a whole number"),
 ]
 
 
