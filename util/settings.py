@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from util.class_names import class_number
@@ -99,7 +99,9 @@ def resolve(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
             raise UserError(f"{source}: expected a mapping of settings, got {type(layer).__name__}")
         _check_groups(source, layer, defaults)
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+            own = OmegaConf.create(dict(layer))
+            _forget_others_keywords(merged.measurement, own)
+            merged = OmegaConf.merge(merged, own)
             OmegaConf.to_container(merged, resolve=True)  # a dangling ${...} shows up only here
         except ConfigKeyError as error:
             raise UserError(f"{source}: {_unknown_key(error)}") from error
@@ -110,6 +112,14 @@ def resolve(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
     settings = OmegaConf.to_object(merged)
     _check_ranges(settings)
     return settings
+
+
+def _forget_others_keywords(measurement: DictConfig, layer: DictConfig) -> None:
+    """Empty the operator or the noise where a layer names another: the keywords are those of what has that name."""
+    for part in ("operator", "noise"):
+        name = OmegaConf.select(layer, f"measurement.{part}.name")
+        if name not in (None, measurement[part].get("name")):
+            measurement[part] = {}
 
 
 def _check_groups(source: str, layer: Mapping[str, Any], defaults: Mapping[str, Any], parent: str = "") -> None:

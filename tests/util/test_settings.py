@@ -30,6 +30,20 @@ def test_later_layers_win_key_by_key():
     assert settings.measurement.operator["kernel_size"] == 61
 
 
+def test_another_operator_or_noise_does_not_inherit_keywords():
+    task = {"operator": {"name": "gaussian_blur", "intensity": 3.0}, "noise": {"name": "gaussian", "sigma": 0.01}}
+    layers = [("task", {"measurement": task})]
+    same = resolve(
+        [*layers, ("words", {"measurement": {"noise": {"name": "gaussian"}, "operator": {"kernel_size": 9}}})]
+    )
+    assert same.measurement.noise == task["noise"]
+    assert same.measurement.operator == {**task["operator"], "kernel_size": 9}
+    words = {"measurement": {"noise": {"name": "poisson", "rate": 1}, "operator": {"name": "motion_blur"}}}
+    other = resolve([*layers, ("words", words)])
+    assert other.measurement.noise == {"name": "poisson", "rate": 1}
+    assert other.measurement.operator == {"name": "motion_blur"}
+
+
 def test_tuples_of_published_files_stay_sequences():
     settings = resolved({"measurement": {"mask_opt": {"mask_prob_range": (0.7, 0.71)}}})
     assert list(settings.measurement.mask_opt["mask_prob_range"]) == [0.7, 0.71]
