@@ -21,6 +21,8 @@ from scripts.evaluation.finished import FinishedRun
 from scripts.evaluation.statistics import summarise
 from tests.checkpoints import Call, dumps, write_zip
 from tests.tiny import SIDE, write_model, write_pictures
+from util.results import PASSES, csv_of
+from util.run import RunFolder
 
 MEASUREMENTS = {
     "inpainting": {
@@ -133,6 +135,23 @@ def test_what_is_measured_on_each_image(runs, evaluate):
             assert (float(row[kind]) > 0) == (kind != "unet_backward")  # ReSample never goes back through the UNet
         finished = json.loads((folder / "results" / f"{row['image']}.json").read_text())
         assert float(row["seconds"]) == pytest.approx(finished["seconds"], rel=1e-5)
+
+
+def test_a_run_of_before_passes_were_counted_is_measured_by_the_rest(runs, evaluate, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(runs / "inpainting" / "two", old)
+    for path in (old / "results").iterdir():
+        row = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in row.items() if key not in PASSES}))
+    for path in old.glob("progress/*/trace.csv"):
+        rows = table(path.read_text())
+        path.write_bytes(csv_of([key for key in rows[0] if key not in PASSES], rows))
+    _, files = evaluate(old)
+    _, now = evaluate(runs / "inpainting" / "two")
+    for row, same in zip(table(files["images.csv"]), table(now["images.csv"]), strict=True):
+        assert "unet" not in row
+        assert row["psnr"] == same["psnr"]
+    assert "UNet uncounted" in RunFolder(old, ["a", "b b", "c"]).table()
 
 
 def test_the_baseline_has_a_row_of_its_own(runs, evaluate):

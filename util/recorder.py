@@ -48,7 +48,7 @@ class Recorder:
 
     def passes(self) -> list[int]:
         """Return how often each network ran for the restoration, in the order of `PASSES`."""
-        return [sum(row[kind] for row in self.trace) for kind in PASSES]
+        return [sum(row.get(kind) or 0 for row in self.trace) for kind in PASSES]  # a state may be an earlier version's
 
     def resume(self, generator: torch.Generator) -> None:
         """Go on from the state that an earlier process left for this restoration with this generator, if it did."""

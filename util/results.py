@@ -59,7 +59,8 @@ def encode(row: Mapping[str, Any]) -> bytes:
 def _read(path: Path) -> dict[str, Any]:
     try:
         row = json.loads(path.read_bytes())
-        return {column: row[column] for column in columns_of(row)}
+        # Results of before a network's passes were counted have no number for it.
+        return {column: row.get(column) if column in PASSES else row[column] for column in columns_of(row)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: delete it, and its restoration is made again ({error!r})") from error
 
@@ -111,8 +112,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         return "no restorations"
     if "residual" in rows[0]:
         return _residuals(rows)
-    mean = {key: float(np.mean([row[key] for row in rows])) for key in METRICS[2:]}
-    unet, unet_backward, forward, backward = (f"{mean[key]:.10g}" for key in PASSES)
+    known = {key: [row[key] for row in rows if row[key] is not None] for key in METRICS[2:]}
+    mean = {key: float(np.mean(values)) if values else None for key, values in known.items()}
+    unet, unet_backward, forward, backward = (
+        f"{mean[key]:.10g}" if mean[key] is not None else "uncounted" for key in PASSES
+    )
     unet += f" forward and {unet_backward} backward" if mean["unet_backward"] else ""
     return (
         f"{'':12s} {'PSNR/dB':>8s} {'SSIM':>7s}\n"

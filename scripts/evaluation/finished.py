@@ -102,7 +102,8 @@ class FinishedRun:
         path = self.folder / "progress" / name / "trace.csv"
         try:
             rows = list(csv.DictReader(path.read_text().splitlines()))
-            return {kind: float(sum(int(row[kind]) for row in rows)) for kind in PASSES}
+            counted = [kind for kind in PASSES if not rows or kind in rows[0]]  # earlier versions count fewer
+            return {kind: float(sum(int(row[kind]) for row in rows)) for kind in counted}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
