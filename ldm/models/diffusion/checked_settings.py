@@ -1,4 +1,7 @@
-"""Settings as frozen dataclasses that check themselves. No torch here: settings are checked before anything heavy loads."""
+"""Settings as frozen dataclasses that check themselves.
+
+No torch here: settings are checked before anything heavy loads.
+"""
 
 import math
 from collections.abc import Callable, Mapping

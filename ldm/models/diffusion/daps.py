@@ -49,8 +49,8 @@ def daps_cost(settings: DAPSSettings, steps: int) -> Cost:
 def sample_daps(prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: DAPSSettings, watch: Watch) -> Tensor:
     """The restored latent (B, C, h, w), from noise z; the paper's algorithm 1, a step for each noise level.
 
-    z_t leads to a clean latent by the prior alone, that to one that explains the measurement too, and that to z_(t-1) by
-    fresh noise, so that consecutive z are independent but for the clean latent.
+    z_t leads to a clean latent by the prior alone, that to one that explains the measurement too, and that to z_(t-1)
+    by fresh noise, so that consecutive z are independent but for the clean latent.
 
     Raises:
         UserError: the noise's level is not known, and nothing takes its place.
@@ -87,7 +87,7 @@ def langevin(
 
     The paper sets r to sigma / alpha of the noise level. Where latents have a deviation d of their own, that is their
     distance from a given z only while it is small; in general ``1 / r^2 = (alpha / sigma)^2 + 1 / d^2``. The step is
-    ``lr / (1 / r^2 + 1 / s^2)``: lr times the variance that a latent has where the decoder neither stretches nor shrinks.
+    ``lr / (1 / r^2 + 1 / s^2)``: lr times the variance that a latent has where the decoder keeps distances.
 
     Returns:
         The last latents, and the mean squared residuals from before each step.

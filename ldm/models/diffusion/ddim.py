@@ -15,9 +15,9 @@ from ldm.models.diffusion.checked_settings import CheckedSettings, Share
 from ldm.models.diffusion.optimise import IterationCallback
 from ldm.models.diffusion.passes import passes_of
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, Watch, get_sampler
-from ldm.models.diffusion.prior_sampler import register_prior_sampler
 from ldm.models.diffusion.posterior_settings import PosteriorSettings
 from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior, standard_normal
+from ldm.models.diffusion.prior_sampler import register_prior_sampler
 from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings
 from util.errors import UserError
 
@@ -191,8 +191,8 @@ class DDIMSampler:
             The restored latents, and intermediate ones as `sample` gives.
 
         Raises:
-            UserError: an unknown sampler or another's settings, a step count outside 1 to T, shapes that do not go together, or what the
-                sampler itself refuses.
+            UserError: an unknown sampler or another's settings, a step count outside 1 to T, shapes that do not go
+                together, or what the sampler itself refuses.
         """
         sampler = get_sampler(cond_method)
         settings = settings or sampler.settings()

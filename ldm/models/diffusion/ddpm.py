@@ -94,9 +94,12 @@ class LatentDiffusion(nn.Module):
         self.cond_stage_key, self.use_ema = cond_stage_key, use_ema
         self.num_timesteps = whole_number("timesteps", timesteps, 1, MAX_TIMESTEPS)
         self.passes = PassCounter()
-        self.schedule = dict(
-            schedule=beta_schedule, linear_start=linear_start, linear_end=linear_end, cosine_s=cosine_s
-        )
+        self.schedule = {
+            "schedule": beta_schedule,
+            "linear_start": linear_start,
+            "linear_end": linear_end,
+            "cosine_s": cosine_s,
+        }
         if conditioning_key is None and cond_stage_config != "__is_unconditional__":
             conditioning_key = "crossattn"
         self.model = DiffusionWrapper(unet_config, conditioning_key)
@@ -121,24 +124,24 @@ class LatentDiffusion(nn.Module):
         betas = make_beta_schedule(n_timestep=self.num_timesteps, **self.schedule)
         alphas = 1.0 - betas
         abar = np.cumprod(alphas)
-        if not (0 < abar).all() or not (abar < 1).all():
+        if not (abar > 0).all() or not (abar < 1).all():
             raise UserError(f"the noise schedule {self.schedule} gives no betas between 0 and 1")
         abar_prev = np.append(1.0, abar[:-1])
         posterior_variance = betas * (1.0 - abar_prev) / (1.0 - abar)
-        buffers = dict(
-            betas=betas,
-            alphas_cumprod=abar,
-            alphas_cumprod_prev=abar_prev,
-            sqrt_alphas_cumprod=np.sqrt(abar),
-            sqrt_one_minus_alphas_cumprod=np.sqrt(1.0 - abar),
-            log_one_minus_alphas_cumprod=np.log(1.0 - abar),
-            sqrt_recip_alphas_cumprod=np.sqrt(1.0 / abar),
-            sqrt_recipm1_alphas_cumprod=np.sqrt(1.0 / abar - 1),
-            posterior_variance=posterior_variance,
-            posterior_log_variance_clipped=np.log(np.maximum(posterior_variance, 1e-20)),
-            posterior_mean_coef1=betas * np.sqrt(abar_prev) / (1.0 - abar),
-            posterior_mean_coef2=(1.0 - abar_prev) * np.sqrt(alphas) / (1.0 - abar),
-        )
+        buffers = {
+            "betas": betas,
+            "alphas_cumprod": abar,
+            "alphas_cumprod_prev": abar_prev,
+            "sqrt_alphas_cumprod": np.sqrt(abar),
+            "sqrt_one_minus_alphas_cumprod": np.sqrt(1.0 - abar),
+            "log_one_minus_alphas_cumprod": np.log(1.0 - abar),
+            "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / abar),
+            "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / abar - 1),
+            "posterior_variance": posterior_variance,
+            "posterior_log_variance_clipped": np.log(np.maximum(posterior_variance, 1e-20)),
+            "posterior_mean_coef1": betas * np.sqrt(abar_prev) / (1.0 - abar),
+            "posterior_mean_coef2": (1.0 - abar_prev) * np.sqrt(alphas) / (1.0 - abar),
+        }
         for name, value in buffers.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32, device=device))
 

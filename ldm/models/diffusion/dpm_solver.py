@@ -7,8 +7,8 @@ lambda, and c_k the polynomial's coefficients in ``u = (lambda - lambda_now) / h
     z_then = sigma_then / sigma_now z + alpha_then sum_k c_k I_k(h)       x0 predicted (DPM-Solver++, equation 9)
     z_then = alpha_then / alpha_now z + sigma_then sum_k c_k I_k(-h)      eps predicted (DPM-Solver, equation 3.4)
 
-where ``I_k(h)`` is the integral of ``h exp((u - 1) h) u^k`` over [0, 1]. These are the papers' formulas before the small
-terms of their coefficients are dropped (their "Taylor" variant).
+where ``I_k(h)`` is the integral of ``h exp((u - 1) h) u^k`` over [0, 1]. These are the papers' formulas before the
+small terms of their coefficients are dropped (their "Taylor" variant).
 """
 
 import math

@@ -25,7 +25,7 @@ class FiniteWatch:
         self._failed = failed or _raise
 
     def events(self, callback: Callable[[TraceEvent], Any] | None) -> Callable[[TraceEvent], None]:
-        """Wrap a callback of trace events: after it, losses are looked at. Of an image that is lost it hears no more."""
+        """Wrap a callback of trace events: after it, losses are looked at. Of a lost image it hears no more."""
 
         def event(event: TraceEvent) -> None:
             if event.sample in self.lost:

@@ -75,5 +75,5 @@ def _level(timestep: float, log_snr: float) -> Level:
 
 
 def transfer(z: Tensor, noise_estimate: Tensor, now: Level, then: Level) -> Tensor:
-    """The latent z at level ``now`` taken to ``then`` along a noise estimate: DDIM without noise (Song et al., 2021)."""
+    """The latent z at level ``now`` taken to ``then`` along a noise estimate: DDIM without noise (Song et al. 2021)."""
     return then.alpha * (z - now.sigma * noise_estimate) / now.alpha + then.sigma * noise_estimate

@@ -47,8 +47,8 @@ class StopRule:
 
 @dataclass(frozen=True)
 class Minimum:
-    """What `minimise` found: ``x`` (B, ...), and for each sample its losses, why it stopped, and the loss that it was to
-    get below (None: there is no such rule)."""
+    """What `minimise` found: ``x`` (B, ...), and for each sample its losses, why it stopped, and the loss that it was
+    to get below (None: there is no such rule)."""
 
     x: Tensor
     losses: list[list[float]]
@@ -68,8 +68,8 @@ def minimise(
 ) -> Minimum:
     """Minimise each sample's own loss, plus its penalty, from ``x``.
 
-    By AdamW (Loshchilov and Hutter, 2019), torch's defaults. It works entry by entry, so samples do not see one another.
-    A sample that has stopped keeps what it had, and leaves the batch.
+    By AdamW (Loshchilov and Hutter, 2019), torch's defaults. It works entry by entry, so samples do not see one
+    another. A sample that has stopped keeps what it had, and leaves the batch.
 
     Args:
         loss_fn: samples that go on (n, ...) with their positions in the batch, ascending, to their losses (n,); loss i

@@ -45,7 +45,7 @@ class PassCounter:
             self._images = outer
 
     def count_denoising(self, noise: Tensor) -> None:
-        """Count the UNet's forward pass that led to noise estimates (B, ...), and the backward pass when there is one."""
+        """Count the UNet's forward pass that led to noise estimates (B, ...), and the backward pass if there is one."""
         self._count("unet", "unet_backward", noise)
 
     def count_decoding(self, image: Tensor) -> None:

@@ -83,7 +83,7 @@ class InverseProblem:
 
     @classmethod
     def stack(cls, problems: Sequence["InverseProblem"]) -> "InverseProblem":
-        """The problems of single images with one operator as the problem of a batch of them, in this order; of one, itself.
+        """The problems of single images with one operator as that of a batch of them, in this order; of one, itself.
 
         Raises:
             UserError: their measurements or states have different shapes, or only some know their noise's level.

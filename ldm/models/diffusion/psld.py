@@ -1,5 +1,6 @@
 """PSLD (Rout, Raoof, Daras, Caramanis, Dimakis and Shakkottai, Solving Linear Inverse Problems Provably via Posterior
-Sampling with Latent Diffusion Models, NeurIPS 2023): latent DPS with a term that glues measured and unmeasured parts."""
+Sampling with Latent Diffusion Models, NeurIPS 2023): latent DPS with a term that glues measured and unmeasured parts.
+"""
 
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ def psld_cost(settings: PSLDSettings, steps: int) -> Cost:
 
 @register_sampler("psld", PSLDSettings, psld_cost)
 def sample_psld(prior: LatentPrior, problem: InverseProblem, z: Tensor, settings: PSLDSettings, watch: Watch) -> Tensor:
-    """The restored latent (B, C, h, w), from noise z; the paper's algorithm 2, its steps along norms that are not squared.
+    """The restored latent (B, C, h, w), from noise z; the paper's algorithm 2, steps along norms that are not squared.
 
     Each step is a DDIM step to z', then, z0 being Tweedie's estimate and both gradients going through the UNet,
 
@@ -51,7 +52,7 @@ def sample_psld(prior: LatentPrior, problem: InverseProblem, z: Tensor, settings
 
 
 def glued(problem: InverseProblem, image: Tensor) -> Tensor:
-    """``A^T y + (I - A^T A) x``: the image (B, 3, H, W) with what is measured from the measurement, differentiable in it.
+    """``A^T y + (I - A^T A) x``: the image (B, 3, H, W) with what is measured from y, differentiable in the image.
 
     The adjoint is that of the operator's derivative, which for a linear operator is its own.
     """

@@ -187,7 +187,8 @@ def residual_losses(problem: InverseProblem, batch: int, decode: Callable[[Tenso
 def for_rows(select: Callable[[Sequence[int]], Chosen]) -> Callable[[Sequence[int]], Chosen]:
     """``select``, called anew only when the samples that go on are others than at the last call.
 
-    Selecting waits for the device, and operators keep what they worked out for a state as long as it is the same object.
+    Selecting waits for the device, and operators keep what they worked out for a state as long as it is the same
+    object.
     """
     known: Sequence[int] | None = None
     chosen: Chosen

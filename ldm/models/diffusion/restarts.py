@@ -35,8 +35,9 @@ def restore_best(
     measurement, by the mean squared residual.
 
     Where a measurement has several explanations far apart (phase retrieval), a run may end in a wrong one, which its
-    residual tells. Runs that begin from a first guess take its equivalents in turn. Each restart goes on drawing from the same streams. Steps are counted on: the first of restart r is
-    number ``r * solver.steps``, for the callbacks and in the states alike.
+    residual tells. Runs that begin from a first guess take its equivalents in turn. Each restart goes on drawing from
+    the same streams. Steps are counted on: the first of restart r is number ``r * solver.steps``, for the callbacks and
+    in the states alike.
 
     Arguments and exceptions are those of `Solver.restore`. An image that has failed in one restart has failed.
     """

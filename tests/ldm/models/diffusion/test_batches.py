@@ -35,7 +35,7 @@ def model():
 
 
 def problems(operator, model, count):
-    """So many measurements of random pictures, each with its own mask or kernel and, with a mask, its own noise level."""
+    """So many measurements of random pictures, each with its own mask or kernel and, masked, its own noise level."""
     task = Task({"name": operator, **OPERATORS[operator]}, {"name": "gaussian", "sigma": 0.2})
     for seed in range(count):
         image = torch.rand(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
