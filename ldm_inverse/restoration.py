@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
+from ldm.models.diffusion.listeners import Listeners
 from ldm.models.diffusion.posterior import InverseProblem
 from ldm.models.diffusion.restarts import restore_best
 from ldm.models.diffusion.solver import Solver
@@ -147,12 +148,9 @@ class Restorer:
             InverseProblem.stack([picture.problem(self._model, from_baseline) for picture in pictures]),
             (len(batch), 3, *pictures[0].padded),
             [self._generator(restoration.picture, restoration.sample) for restoration in batch],
-            callback=watch.event,
-            img_callback=watch.estimate,
-            progress=self._progress,
-            resume=None if None in states else states,
-            keep=watch.keep,
-            failed=watch.fail,
+            Listeners(watch.event, watch.estimate, watch.keep, watch.fail),
+            self._progress,
+            None if None in states else states,
         )
 
     def _finish(self, restoration: Restoration, image: Tensor) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from ldm.models.diffusion.listeners import Listeners
 from ldm.models.diffusion.posterior import InverseProblem, TraceEvent
 from ldm.models.diffusion.restarts import restore_best
 from sample_condition import main
@@ -26,30 +27,30 @@ def solver_of(*outcomes):
     """A solver of two steps whose runs, one after the other, end with these images."""
     left = list(outcomes)
 
-    def restore(*_, callback, img_callback, resume, keep, failed, progress):
+    def restore(model, problem, shape, generator, listeners, progress, resume):
         done = 0 if resume is None else resume[0].done
         for step in range(done, 2):
-            callback(TraceEvent(step, 9, "ddim"))
-            img_callback(outcomes[0], step)
-            keep([SamplerState(step + 1, image[None], torch.zeros(1)) for image in outcomes[0]])
-        callback(TraceEvent(2, 0, "final"))
+            listeners.event(TraceEvent(step, 9, "ddim"))
+            listeners.estimate(outcomes[0], step)
+            listeners.keep([SamplerState(step + 1, image[None], torch.zeros(1)) for image in outcomes[0]])
+        listeners.event(TraceEvent(2, 0, "final"))
         return left.pop(0)
 
     return SimpleNamespace(steps=2, restore=restore)
 
 
 class Told:
-    """What the callbacks were told."""
+    """What the listeners were told."""
 
     def __init__(self):
         self.steps, self.estimates, self.states = [], [], []
 
-    def callbacks(self):
-        return {
-            "callback": lambda event: self.steps.append(event.step),
-            "img_callback": lambda _, step: self.estimates.append(step),
-            "keep": self.states.append,
-        }
+    def listeners(self):
+        return Listeners(
+            lambda event: self.steps.append(event.step),
+            lambda _, step: self.estimates.append(step),
+            self.states.append,
+        )
 
 
 PROBLEM = InverseProblem(images(0.5, -0.5), lambda x: x)
@@ -58,7 +59,7 @@ OUTCOMES = images(0.1, 0.9), images(0.4, 0.8), images(0.9, -0.4)
 
 def test_each_image_keeps_the_run_that_is_nearest_its_measurement():
     told = Told()
-    best = restore_best(solver_of(*OUTCOMES), 3, None, PROBLEM, (2, 3, 2, 2), None, **told.callbacks())
+    best = restore_best(solver_of(*OUTCOMES), 3, None, PROBLEM, (2, 3, 2, 2), None, told.listeners())
     assert torch.equal(best, images(0.4, -0.4))
     assert told.steps == [0, 1, 2, 2, 3, 4, 4, 5, 6]
     assert told.estimates == [0, 1, 2, 3, 4, 5]
@@ -67,11 +68,11 @@ def test_each_image_keeps_the_run_that_is_nearest_its_measurement():
 
 def test_every_state_leads_to_the_same_end():
     told = Told()
-    wanted = restore_best(solver_of(*OUTCOMES), 3, None, PROBLEM, (2, 3, 2, 2), None, **told.callbacks())
+    wanted = restore_best(solver_of(*OUTCOMES), 3, None, PROBLEM, (2, 3, 2, 2), None, told.listeners())
     for states in told.states:
         left = solver_of(*OUTCOMES[(states[0].done - 1) // 2 :])
         again = Told()
-        found = restore_best(left, 3, None, PROBLEM, (2, 3, 2, 2), None, resume=states, **again.callbacks())
+        found = restore_best(left, 3, None, PROBLEM, (2, 3, 2, 2), None, again.listeners(), resume=states)
         assert torch.equal(found, wanted)
         assert again.estimates == list(range(states[0].done, 6))
 
@@ -91,13 +92,13 @@ def test_restarts_begin_from_one_equivalent_after_the_other():
 
 
 def test_a_failure_is_told_with_its_step():
-    def restore(*_, failed, **__):
-        failed(ImageError("it is not finite", 1, 0))
+    def restore(model, problem, shape, generator, listeners, *_):
+        listeners.failed(ImageError("it is not finite", 1, 0))
         return images(0.0, 0.0)
 
     heard = []
     solver = SimpleNamespace(steps=2, restore=restore)
-    restore_best(solver, 2, None, PROBLEM, (2, 3, 2, 2), None, failed=heard.append)
+    restore_best(solver, 2, None, PROBLEM, (2, 3, 2, 2), None, Listeners(failed=heard.append))
     assert [(error.step, error.sample) for error in heard] == [(1, 0), (3, 0)]
 
 

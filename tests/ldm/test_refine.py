@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.listeners import Listeners
 from ldm.models.diffusion.posterior import InverseProblem
 from ldm.models.diffusion.posterior_settings import RefineSettings
 from ldm.models.diffusion.refine import gaussian_blur, refine
@@ -90,7 +91,7 @@ def test_a_restoration_ends_with_it_where_it_is_asked_for():
     for settings in (plain, replace(plain, refine=RefineSettings(deviation=0.5))):
         solver = Solver(steps=2, settings=settings)
         generator = torch.Generator().manual_seed(0)
-        images.append(solver.restore(model, problem, (1, 3, SIDE, SIDE), generator, callback=events.append))
+        images.append(solver.restore(model, problem, (1, 3, SIDE, SIDE), generator, Listeners(events.append)))
     decoded, refined = images
     assert [event.stage for event in events] == ["ddim", "ddim", "ddim", "ddim", "refine"]
     last = events[-1]

@@ -1,14 +1,15 @@
 """Restarts: several runs from different noise, of which the one that explains the measurement best is kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
+from ldm.models.diffusion.listeners import NOBODY, Listeners
 from ldm.models.diffusion.optimise import mean_squared_residual
-from ldm.models.diffusion.posterior import InverseProblem, TraceEvent
+from ldm.models.diffusion.posterior import InverseProblem
 from ldm.models.diffusion.solver import Solver
 from util.errors import ImageError
 from util.sampler_state import SamplerState
@@ -24,19 +25,16 @@ def restore_best(
     problem: InverseProblem,
     shape: Sequence[int],
     generator: Generator | Sequence[Generator],
-    callback: Callable[[TraceEvent], Any] | None = None,
-    img_callback: Callable[[Tensor, int], Any] | None = None,
+    listeners: Listeners = NOBODY,
     progress: bool = False,
     resume: Sequence[SamplerState] | None = None,
-    keep: Callable[[Sequence[SamplerState]], Any] | None = None,
-    failed: Callable[[ImageError], Any] | None = None,
 ) -> Tensor:
     """Restore ``restarts`` times in a row, and return of each image (B, 3, H, W) the restoration that is nearest its
     measurement, by the mean squared residual.
 
     Where a measurement has several explanations far apart (phase retrieval), a run may end in a wrong one, which its
     residual tells. Runs that begin from a first guess take its equivalents in turn. Each restart goes on drawing from
-    the same streams. Steps are counted on: the first of restart r is number ``r * solver.steps``, for the callbacks and
+    the same streams. Steps are counted on: the first of restart r is number ``r * solver.steps``, for the listeners and
     in the states alike.
 
     Arguments and exceptions are those of `Solver.restore`. An image that has failed in one restart has failed.
@@ -52,12 +50,9 @@ def restore_best(
             _begun_from(problem, restart),
             shape,
             generator,
-            callback=before.event(callback),
-            img_callback=before.estimate(img_callback),
-            progress=progress,
-            resume=None if resume is None else before.taken_off(resume),
-            keep=before.states(keep),
-            failed=before.failure(failed),
+            before.told(listeners),
+            progress,
+            None if resume is None else before.taken_off(resume),
         )
         best, resume = images if best is None else _nearer(problem, best, images), None
     return best
@@ -81,27 +76,25 @@ def _nearer(problem: InverseProblem, a: Tensor, b: Tensor) -> Tensor:
 class _Before:
     """What came before a restart: a number of steps, and the best images so far (None before the first has ended).
 
-    Each method wraps a callback of `Solver.restore`, so that it is told of these too.
+    Listeners are told of these too.
     """
 
     def __init__(self, steps: int, best: Tensor | None) -> None:
         self.steps, self.best = steps, best
 
-    def event(self, callback: Callable[[TraceEvent], Any] | None) -> Callable[[TraceEvent], Any] | None:
-        return callback and (lambda event: callback(replace(event, step=event.step + self.steps)))
+    def told(self, listeners: Listeners) -> Listeners:
+        """Listeners for the restart alone, which hand on to these what they hear."""
+        event, estimate, keep, failed = listeners.event, listeners.estimate, listeners.keep, listeners.failed
+        return Listeners(
+            event and (lambda found: event(replace(found, step=found.step + self.steps))),
+            estimate and (lambda latents, step: estimate(latents, step + self.steps)),
+            keep and (lambda states: keep(self._added(states))),
+            failed and (lambda error: failed(ImageError(error.reason, error.step + self.steps, error.sample))),
+        )
 
-    def estimate(self, callback: Callable[[Tensor, int], Any] | None) -> Callable[[Tensor, int], Any] | None:
-        return callback and (lambda latents, step: callback(latents, step + self.steps))
-
-    def failure(self, callback: Callable[[ImageError], Any] | None) -> Callable[[ImageError], Any] | None:
-        return callback and (lambda e: callback(ImageError(e.reason, e.step + self.steps, e.sample)))
-
-    def states(self, callback: Callable[[Sequence[SamplerState]], Any] | None) -> Callable | None:
-        def added(states: Sequence[SamplerState]) -> None:
-            best = [None] * len(states) if self.best is None else self.best.split(1)
-            callback([s._replace(done=s.done + self.steps, best=b) for s, b in zip(states, best, strict=True)])
-
-        return callback and added
+    def _added(self, states: Sequence[SamplerState]) -> list[SamplerState]:
+        best = [None] * len(states) if self.best is None else self.best.split(1)
+        return [state._replace(done=state.done + self.steps, best=b) for state, b in zip(states, best, strict=True)]
 
     def taken_off(self, states: Sequence[SamplerState]) -> list[SamplerState]:
         """The states as the solver knows them, with the steps of this restart alone."""

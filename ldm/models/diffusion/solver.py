@@ -12,10 +12,10 @@ from ldm.models.diffusion.cost import Cost
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.finite import FiniteWatch
 from ldm.models.diffusion.guidance import guidance
+from ldm.models.diffusion.listeners import NOBODY, Listeners
 from ldm.models.diffusion.posterior import POSTERIOR_SAMPLERS, InverseProblem, TraceEvent, get_sampler
 from ldm.models.diffusion.posterior_settings import PosteriorSettings
 from ldm.models.diffusion.refine import refine
-from util.errors import ImageError
 from util.sampler_state import SamplerState
 
 if TYPE_CHECKING:
@@ -78,12 +78,9 @@ class Solver:
         problem: InverseProblem,
         shape: Sequence[int],
         generator: Generator | Sequence[Generator] | None = None,
-        callback: Callable[[TraceEvent], Any] | None = None,
-        img_callback: Callable[[Tensor, int], Any] | None = None,
+        listeners: Listeners = NOBODY,
         progress: bool = False,
         resume: Sequence[SamplerState] | None = None,
-        keep: Callable[[Sequence[SamplerState]], Any] | None = None,
-        failed: Callable[[ImageError], Any] | None = None,
     ) -> Tensor:
         """Sample images of ``shape`` (B, 3, H, W) that explain B measurements (`InverseProblem.stack`); in [-1, 1], not
         clipped.
@@ -91,24 +88,22 @@ class Solver:
         Arguments as for `DDIMSampler.posterior_sampler`, and:
 
         Args:
+            listeners: are told how it goes on.
             progress: show a bar.
-            keep: receives the state of each image after each step; each needs a generator of its own.
             resume: states to go on from, to the same result: of each image, after the same number of steps.
-            failed: is told of an image whose loss, latent or pixels are not finite, once. It may raise; else the
-                others go on, and what is returned for that image has no meaning.
 
         Raises:
-            ImageError: values are not finite, and there is no ``failed`` to be told.
+            ImageError: values are not finite, and there is no listener to be told.
         """
         if get_sampler(self.sampler).solve is None:
             return problem.initial
-        finite = FiniteWatch(failed)
-        callback, img_callback = finite.events(callback), finite.estimates(img_callback)
+        finite = FiniteWatch(listeners.failed)
+        event = finite.events(listeners.event)
         generators = generator if isinstance(generator, Sequence) else [generator]
 
         def keep_states(latents: Tensor, done: int) -> None:
             pairs = zip(latents.split(1), generators, strict=True)
-            keep([SamplerState(done, latent, own.get_state()) for latent, own in pairs])
+            listeners.keep([SamplerState(done, latent, own.get_state()) for latent, own in pairs])
 
         if resume is not None:
             for own, state in zip(generators, resume, strict=True):
@@ -123,8 +118,8 @@ class Solver:
             cond_method=self.sampler,
             eta=self.eta,
             verbose=progress,
-            img_callback=img_callback,
-            callback=callback,
+            img_callback=finite.estimates(listeners.estimate),
+            callback=event,
             settings=self.settings,
             generator=generator,
             noise_sigma=problem.noise_sigma,
@@ -132,7 +127,7 @@ class Solver:
             operator_state=problem.state,
             x_T=None if resume is None else torch.cat([state.latent for state in resume]),
             done=0 if resume is None else resume[0].done,
-            state_callback=None if keep is None else keep_states,
+            state_callback=None if listeners.keep is None else keep_states,
             **guidance(model, self.class_label, self.guidance_scale, shape[0]),
         )
         # The image that was fitted: through the codebook, or without where the last optimisation left it out.
@@ -141,7 +136,7 @@ class Solver:
         if self.settings.refine is None:
             return image
         refined = [
-            own if sample in finite.lost else self._refine(problem, image, sample, callback, finite)
+            own if sample in finite.lost else self._refine(problem, image, sample, event, finite)
             for sample, own in enumerate(image.split(1))
         ]
         return torch.cat(refined)
@@ -151,7 +146,7 @@ class Solver:
         problem: InverseProblem,
         image: Tensor,
         sample: int,
-        callback: Callable[[TraceEvent], Any],
+        event: Callable[[TraceEvent], None],
         finite: FiniteWatch,
     ) -> Tensor:
         """One of a batch's images (B, 3, H, W), refined: (1, 3, H, W)."""
@@ -164,6 +159,6 @@ class Solver:
             "losses": losses,
             "noise_floor": problem.sigmas(len(image))[sample] ** 2,  # known, or the settings are refused
         }
-        callback(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, **about))
+        event(TraceEvent(self.steps, 0, "refine", len(losses), losses[0], losses[-1], stop, **about))
         finite.require(minimum.x, "the image", self.steps, first=sample)
         return minimum.x

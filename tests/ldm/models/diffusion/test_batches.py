@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.models.diffusion.listeners import Listeners
 from ldm.models.diffusion.posterior import InverseProblem, get_sampler
 from ldm.models.diffusion.solver import Solver
 from ldm.util import instantiate_from_config
@@ -67,7 +68,7 @@ def restore(model, problem, seeds, settings=SETTINGS, steps=6, sampler="resample
         problem,
         (len(seeds), *SHAPE[1:]),
         [torch.Generator().manual_seed(seed) for seed in seeds],
-        callback=lambda event: events[event.sample].append(event),
+        Listeners(lambda event: events[event.sample].append(event)),
     )
     return images, events
 
