@@ -16,7 +16,7 @@ from util.errors import UserError
 from util.registry import unknown
 
 if TYPE_CHECKING:
-    from sample_condition import Job
+    from ldm_inverse.job import Job
 
 # What every reader of a folder's name would take for granted.
 PREFIXES = ("conditioning.resample.", "conditioning.", "measurement.")
@@ -130,7 +130,7 @@ class Point:
     @cached_property
     def job(self) -> "Job":
         """What the command makes of them."""
-        from sample_condition import prepare
+        from ldm_inverse.job import prepare
 
         with _without_warnings():
             return prepare(self.args)
