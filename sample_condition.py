@@ -57,13 +57,13 @@ def restore_images(args: Namespace) -> int:
         set_threads(run.begin(record, args.overwrite))
         for names in left:
             restorer.restore(measured(args, job, run, names))
-            run.update_tables()
+            run.tables.update()
             bar.update(len(names))
-        run.write_tables()
-        run.write_report()
+        run.tables.write()
+        run.tables.write_report()
     if first:
-        print(run.table())
-    return int(run.has_failures(images))
+        print(run.tables.text())
+    return int(run.tables.has_failures(images))
 
 
 def get_restorer(args: Namespace, job: "Job", model: "LatentDiffusion", run: "RunFolder") -> "Restorer":

@@ -9,7 +9,7 @@ from data.dataloader import refuse
 from data.measured import MeasuredFolder, is_run_with_truth, made_by
 from ldm_inverse.task import Measurement, Task
 from util.errors import UserError
-from util.run import read_measurement
+from util.measurement_file import read_measurement
 
 
 def are_given(args: Namespace) -> bool:

@@ -19,9 +19,9 @@ from ldm_inverse.task import Measurement, Task
 from model_loader import build_model, load_yaml
 from util.errors import ImageError, UserError
 from util.logger import LOGGER
+from util.measurement_file import read_measurement
 from util.plugins import load_plugins
 from util.record import recorded_plugins
-from util.run import read_measurement
 from util.settings import Settings, read_settings
 from util.streams import random_stream
 

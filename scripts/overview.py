@@ -23,8 +23,8 @@ from scripts.evaluation.finished import read_pixels
 from util.cli import Parser, add_debug, exit_status
 from util.errors import UserError
 from util.files import write_whole
+from util.measurement_file import read_measurement
 from util.metrics import to_uint8
-from util.run import read_measurement
 from util.yaml_files import load_yaml
 
 MEANS = ("psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")

@@ -151,7 +151,7 @@ def test_a_run_of_before_passes_were_counted_is_measured_by_the_rest(runs, evalu
     for row, same in zip(table(files["images.csv"]), table(now["images.csv"]), strict=True):
         assert "unet" not in row
         assert row["psnr"] == same["psnr"]
-    assert "UNet uncounted" in RunFolder(old, ["a", "b b", "c"]).table()
+    assert "UNet uncounted" in RunFolder(old, ["a", "b b", "c"]).tables.text()
 
 
 def test_the_baseline_has_a_row_of_its_own(runs, evaluate):

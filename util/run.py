@@ -1,7 +1,6 @@
 """A run's folder: what is written where, whole or not at all, by as many processes as share it."""
 
 import io
-import json
 import os
 import platform
 import shutil
@@ -17,11 +16,9 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from util import results, sampler_state
+from util import measurement_file, results, sampler_state
 from util.animation import animation
 from util.claims import POLL, Claims
 from util.errors import ImageError, UserError
@@ -31,9 +28,10 @@ from util.memory import peak_memory_text
 from util.metrics import to_uint8
 from util.pace import Pace
 from util.record import CIRCUMSTANCES, differences, read_record
-from util.report import REPORT, report
+from util.report import REPORT
 from util.residual_plot import residual_plot
-from util.results import FAILED, METRICS, PASSES, Results, columns_of, csv_of, has_failed, restoration_name
+from util.results import PASSES, Results, csv_of, has_failed, restoration_name
+from util.run_tables import RunTables
 from util.sampler_state import Progress
 
 LOSSES = ("first_loss", "last_loss", "target", "noise_floor")
@@ -41,7 +39,6 @@ TRACE = ("step", "timestep", "stage", "iterations", *LOSSES, "stop", *PASSES, "s
 CURVE = ("step", "stage", "iteration", "loss")
 FOLDERS = ("input", "label", "baseline", "recon", "progress", "results")
 SETTINGS = "settings.yaml"
-TABLES_SHARE = 0.05  # of a process's time at most goes into bringing the tables up to date, however long they are
 ALL = "run"  # the claim to what belongs to no single image
 
 
@@ -60,6 +57,9 @@ class RunFolder:
         root: the folder; it is made when the first file is written.
         images: names of all images, in the order of the tables.
         samples: restorations of each measurement.
+
+    Attributes:
+        tables: what is told of all restorations together.
     """
 
     def __init__(self, root: Path, images: Sequence[str] = (), samples: int = 1) -> None:
@@ -67,9 +67,9 @@ class RunFolder:
         self._results = Results(root / "results")
         self._claims = Claims(root / ".claims")
         self._record: dict[str, Any] | None = None  # of the run that was begun
-        self._tables_due = 0.0  # on the monotonic clock
         self._scratch: Path | None = None  # where the files of the images in hand are written first
         self._pace = Pace((), ())
+        self.tables = RunTables(root, self.rows, lambda: self._claims.wait(ALL))
 
     def name(self, image: str, sample: int) -> str:
         """Return the name of a restoration (`restoration_name`)."""
@@ -252,9 +252,7 @@ class RunFolder:
 
     def write_measurement(self, image: str, tensors: Mapping[str, Tensor], made_by: Mapping[str, Any]) -> None:
         """Write `label/<image>.safetensors`, with the settings that made it in its header."""
-        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        content = save(tensors, metadata={"made_by": json.dumps(made_by)})
-        self._write(f"label/{image}.safetensors", content)
+        self._write(f"label/{image}.safetensors", measurement_file.encode(tensors, made_by))
 
     def write_trace(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write what the sampler did beside the progress: `trace.csv`, its rows' ``losses`` (pairs of an iteration and
@@ -294,77 +292,12 @@ class RunFolder:
     def _write(self, path: str, content: bytes) -> None:
         write_whole(self.root / path, content, self._scratch)
 
-    # The tables.
-
     def rows(self) -> list[dict[str, Any]]:
         """Return what there is of each restoration, in the images' order, whoever made it and when."""
         found = self._results.read()
         return [found[name] for name in self._names() if name in found]
 
-    def update_tables(self) -> None:
-        """Write the tables, unless that would take more than a small part of this process's time."""
-        if time.monotonic() >= self._tables_due:
-            self.write_tables()
-
-    def write_tables(self) -> None:
-        """Write `metrics.csv`, and `failed.csv` where something failed."""
-        started = time.monotonic()
-        with self._claims.wait(ALL) as scratch:  # else another's, made before ours, might be written after
-            rows = self.rows()
-            good, failed = ([row for row in rows if has_failed(row) == bad] for bad in (False, True))
-            write_whole(self.root / "metrics.csv", csv_of(columns_of(good[0]) if good else METRICS, good), scratch)
-            if failed:
-                write_whole(self.root / "failed.csv", csv_of(FAILED, failed), scratch)
-            else:
-                (self.root / "failed.csv").unlink(missing_ok=True)
-        ended = time.monotonic()
-        self._tables_due = ended + (ended - started) / TABLES_SHARE
-
-    def write_report(self) -> None:
-        """Write `report.html`, the page of what is in the folder by now, after its tables."""
-        with self._claims.wait(ALL) as scratch:
-            write_whole(self.root / REPORT, report(self.root), scratch)
-        LOGGER.info("report: %s", self.root / REPORT)
-
-    def has_failures(self, images: Sequence[str]) -> bool:
-        """Tell whether a restoration of one of these images has failed."""
-        of_interest = set(images)
-        return any(has_failed(row) and row["image"] in of_interest for row in self.rows())
-
-    def table(self) -> str:
-        """Return the means over all restorations beside the baseline's, as text."""
-        rows = self.rows()
-        good = [row for row in rows if not has_failed(row)]
-        more = f"\n{len(rows) - len(good)} failed: see {self.root / 'failed.csv'}" if len(good) < len(rows) else ""
-        return f"{results.table(good)}, in {self.root}{more}"
-
 
 def state_path(name: str) -> str:
     """Return where in a run's folder the state of a restoration in progress is."""
     return f"progress/{name}/state.safetensors"
-
-
-def read_measurement(folder: Path, image: str, made_by: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read back what `RunFolder.write_measurement` wrote: the measurement and what the operator drew.
-
-    Raises:
-        UserError: no such file, one that is damaged, or one that other settings made.
-    """
-    path = folder / f"{image}.safetensors"
-    if not path.is_file():
-        raise UserError(f"no measurement of {image!r} in {folder}: looked for {path.name}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get("made_by", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable measurement: {error}") from error
-    expected = json.loads(json.dumps(made_by))  # as a file gives it back: tuples are lists
-    if found != expected:
-        raise UserError(f"{path} is a measurement by other settings: {found}, where the task has {expected}")
-    for key, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-            raise UserError(
-                f"{path} is not a readable measurement: {key} holds NaN, infinity or {tensor.dtype} numbers"
-            )
-    return tensors

@@ -15,10 +15,10 @@ from torch import Tensor
 from data.pictures import decode_picture
 from ldm_inverse.task import Measurement, Task
 from util.errors import UserError
+from util.measurement_file import read_measurement
 from util.plugins import load_plugins
 from util.record import read_record, recorded_plugins
 from util.results import PASSES, Results, has_failed
-from util.run import read_measurement
 
 
 class FinishedRun:

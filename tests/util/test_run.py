@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from util.errors import ImageError, UserError
+from util.measurement_file import read_measurement
 from util.metrics import to_uint8
 from util.results import METRICS
-from util.run import RunFolder, read_measurement
+from util.run import RunFolder
 
 
 def test_eight_bits_clip_and_never_stretch():
@@ -56,16 +57,16 @@ def test_tables_have_exactly_the_columns_and_the_images_order(tmp_path):
     run = RunFolder(tmp_path, ["c", "a,b", "d"])
     finish(run, "a,b")
     finish(RunFolder(tmp_path, run.images), "c", 20.0)  # another process's
-    run.write_tables()
+    run.tables.write()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     passes = "unet,unet_backward,decoder_forward,decoder_backward"
     assert lines[0] == f"image,sample,psnr,ssim,baseline_psnr,baseline_ssim,{passes},seconds" == ",".join(METRICS)
     assert lines[1] == "c,0,20,0.9,28,0.8,6,0,52,46,1"
     assert [row["image"] for row in table(tmp_path / "metrics.csv")] == ["c", "a,b"]
     assert not (tmp_path / "failed.csv").exists()
-    assert "25.00" in run.table()
-    assert "28.00" in run.table()
-    assert "UNet 6, decoder 52 forward and 46 backward" in run.table()
+    assert "25.00" in run.tables.text()
+    assert "28.00" in run.tables.text()
+    assert "UNet 6, decoder 52 forward and 46 backward" in run.tables.text()
 
 
 def test_an_image_that_fails_ends_alone_and_is_named(tmp_path):
@@ -75,14 +76,14 @@ def test_an_image_that_fails_ends_alone_and_is_named(tmp_path):
             if image == "a":
                 raise ImageError("the latent is not finite", 7)
             finish(run, image)
-    run.write_tables()
+    run.tables.write()
     assert table(tmp_path / "failed.csv") == [
         {"image": "a", "sample": "0", "step": "7", "reason": "the latent is not finite"}
     ]
     assert [row["image"] for row in table(tmp_path / "metrics.csv")] == ["b"]
-    assert run.has_failures(["a", "b"])
-    assert not run.has_failures(["b"])
-    assert "1 failed" in run.table()
+    assert run.tables.has_failures(["a", "b"])
+    assert not run.tables.has_failures(["b"])
+    assert "1 failed" in run.tables.text()
 
 
 def test_what_failed_before_its_first_step_is_tried_again(tmp_path):
@@ -91,7 +92,7 @@ def test_what_failed_before_its_first_step_is_tried_again(tmp_path):
     for image, step in (("a", None), ("b", 3)):
         with run.failures(image, [0]):
             raise ImageError("why", step)
-    run.write_tables()
+    run.tables.write()
     again = RunFolder(tmp_path, ["a", "b"])
     again.begin(record())
     assert list(again.left(["a", "b"])) == [["a"]]
@@ -147,7 +148,7 @@ def test_processes_share_images_out_and_wait_for_one_another(tmp_path):
         for (image,) in run.left(images):
             done.append((number, image))
             finish(run, image)
-            run.write_tables()
+            run.tables.write()
         assert not any(run.samples_left(image) for image in images)
 
     workers = [threading.Thread(target=work, args=[number]) for number in range(3)]
