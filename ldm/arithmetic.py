@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.model import Upsample
+from ldm.modules.diffusionmodules.model import Conv3x3, Upsample
 from util.errors import UserError
 from util.registry import unknown
 
@@ -85,23 +85,26 @@ def set_arithmetic(model: "LatentDiffusion", arithmetic: Arithmetic) -> None:
         torch.backends.cudnn.allow_tf32 = arithmetic.precision == "tf32"
     model.half = HALF.get(arithmetic.precision)
     networks = nn.ModuleList([model.model, model.first_stage_model])
-    if model.device.type == "cpu":
-        # The UNet has few passes and wide kernels: there it would cost more memory than it saves time.
-        for module in model.first_stage_model.modules():
-            if isinstance(module, Upsample):
-                module.fold()
+    decoder = getattr(model.first_stage_model, "decoder", None)
+    if model.device.type == "cpu" and decoder is not None:
+        # UNet and encoder have few passes: there it would cost more memory than it saves time.
+        for module in decoder.modules():
+            if isinstance(module, Conv3x3 | Upsample):
+                module.freeze(model.half or decoder.conv_in.weight.dtype)
     networks.to(memory_format=LAYOUT)
     if model.half is not None:
         for module in networks.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | Upsample):
                 module.to(model.half)
-    decoder = getattr(model.first_stage_model, "decoder", None)
     if decoder is not None:
         # A compiler decides for itself which activations to keep.
         decoder.recompute(activations=not arithmetic.compile, blocks=arithmetic.low_memory)
     if arithmetic.compile and _compiles(model.device):
         for network in filter(None, (model.model.diffusion_model, decoder)):
             network.compile()
+        for module in networks.modules():
+            if getattr(module, "frozen", False):  # a compiler does nothing for matrix products
+                module.forward = torch.compiler.disable(module.forward)
 
 
 def _compiles(device: torch.device) -> bool:

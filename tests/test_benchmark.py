@@ -54,7 +54,7 @@ def test_ratios_are_of_medians_over_rounds_in_turn():
     medians = measure.interleaved_medians(runs, 5, clock)
     assert order == ["plain", "fp32"] * 6
     assert medians == {"plain": 4, "fp32": 2}
-    (row,) = report.rows_of("part", medians, "plain", "s", flop=300, attainable={"fp32": 200.0})
+    (row,) = report.rows_of("part", medians, "plain", "s", flop={"fp32": 300}, attainable={"fp32": 200.0})
     assert (row.ratio, row.fraction) == (2.0, 0.75)
 
 

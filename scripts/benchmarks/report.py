@@ -43,7 +43,7 @@ def rows_of(
     medians: Mapping[str, float],
     plain: str,
     unit: str = "s",
-    flop: int | None = None,
+    flop: Mapping[str, int] | None = None,
     attainable: Mapping[str, float] | None = None,
 ) -> list[Row]:
     """Return a row for each mode of a part but the plain one.
@@ -53,13 +53,13 @@ def rows_of(
         medians: of each mode, the plain one included, from the same rounds.
         plain: which one that is.
         unit: as `Row.unit`.
-        flop: floating-point operations of the part.
+        flop: floating-point operations that each mode does for the part.
         attainable: operations a second of each mode, at best.
     """
     rows = []
     for mode, value in medians.items():
         if mode != plain:
-            fraction = flop / value / attainable[mode] if flop and attainable else None
+            fraction = flop[mode] / value / attainable[mode] if flop and attainable else None
             rows.append(Row(part, mode, unit, value, medians[plain], fraction))
     return rows
 

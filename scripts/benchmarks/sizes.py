@@ -71,7 +71,7 @@ def _measure(
         times = [seconds(runs[part], device) for _ in range(repeats + 1)]
         row[part] = statistics.median(times[1:])
     held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
-    return {**row, "MB": held / 2**20}
+    return {**row, "MB": held / 1e6}
 
 
 def size_markdown(table: Iterable[Mapping[str, float]]) -> str:

@@ -148,7 +148,7 @@ def test_folded_upsampling_is_the_same_map():
     weight = torch.randn_like(plain)
     (expected,) = torch.autograd.grad((plain * weight).sum(), x)
     names = list(layer.state_dict())
-    layer.fold()
+    layer.freeze(torch.float64)
     assert list(layer.state_dict()) == names
     assert relative_error(layer(x), plain) < 1e-14
     assert relative_error(torch.autograd.grad((layer(x) * weight).sum(), x)[0], expected) < 1e-14

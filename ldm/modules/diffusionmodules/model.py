@@ -3,12 +3,15 @@
 import itertools
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.attention import one_head_attention
 from ldm.modules.diffusionmodules.util import GroupNorm
+from ldm.modules.fast_convolution import UPSAMPLING, Method, convolve, convolve_directly, pays, winograd
+from ldm.modules.norm_silu import norm_silu
 from ldm.modules.sizes import MAX_BLOCKS, MAX_SIDE, check_channels, check_levels
 from util.checks import whole_number
 
@@ -17,26 +20,59 @@ def _norm(channels: int) -> GroupNorm:
     return GroupNorm(channels, eps=1e-6)
 
 
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution that keeps the size."""
+
+    frozen = False
+    method: Method | None = None
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """From now on compute by fewer multiplications where that pays, and keep nothing for a gradient of the weights.
+
+        ``dtype`` is the number format that the convolution will be computed in.
+        """
+        self.frozen = True
+        if pays(self, dtype):
+            self.method = winograd(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.method is not None:
+            return convolve(x, self.weight, self.bias, self.method)
+        if self.frozen:
+            return convolve_directly(x, self.weight, self.bias)
+        return super().forward(x)
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
+
+    frozen = False
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.register_buffer("folded", None, persistent=False)
 
-    def fold(self) -> None:
-        """From now on do both at once, with 4/9 of the operations; the weights may not change any more.
+    def freeze(self, dtype: torch.dtype) -> None:
+        """From now on do both at once, in the number format ``dtype``; the weights may not change any more.
 
-        Taps that fall on the same pixel before upsampling are added up beforehand. What remains of the two is a
-        transposed convolution of stride two, whose 4x4 kernel is the 3x3 one spread by a 2x2 box.
+        Of many channels by a quarter of the multiplications. Of few by 4/9: taps that fall on the same pixel before
+        upsampling are added up beforehand, and what remains of the two is a transposed convolution of stride two, whose
+        4x4 kernel is the 3x3 one spread by a 2x2 box.
         """
-        taps = self.conv.weight.detach().flip(2, 3).transpose(0, 1)
-        self.folded = sum(F.pad(taps, (right, 1 - right, down, 1 - down)) for right in (0, 1) for down in (0, 1))
+        self.frozen = True
+        if not pays(self.conv, dtype, upsampling=True):
+            taps = self.conv.weight.detach().flip(2, 3).transpose(0, 1)
+            self.folded = sum(F.pad(taps, (right, 1 - right, down, 1 - down)) for right in (0, 1) for down in (0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.folded is not None:
             return F.conv_transpose2d(x, self.folded, self.conv.bias, stride=2, padding=1)
+        if self.frozen:
+            return convolve(x, self.conv.weight, self.conv.bias, UPSAMPLING)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
@@ -62,10 +98,12 @@ def _activated(x: Tensor, norm: GroupNorm, *layers: nn.Module, recompute: bool) 
     """Layers behind ``silu(norm(x))``. With ``recompute`` only x is kept for the gradient, to the same last bit.
 
     What lies between is cheap to compute again; a frozen convolution is not computed again for its input's gradient.
+    Of what is frozen on a processor nothing else is kept anyway.
     """
+    recompute = recompute and not getattr(layers[-1], "frozen", False)
 
     def run(x: Tensor) -> Tensor:
-        h = F.silu(norm(x))
+        h = norm_silu(x, norm)
         for layer in layers:
             h = layer(h)
         return h
@@ -81,10 +119,10 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
         super().__init__()
         self.norm1 = _norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = _norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
@@ -110,7 +148,8 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        out = _run(one_head_attention, q, k, v, recompute=self.recompute)
+        # In half precision the scores are small enough to keep.
+        out = _run(one_head_attention, q, k, v, recompute=self.recompute and q.dtype.itemsize > 2)
         return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
 
 
@@ -233,7 +272,7 @@ class Decoder(nn.Module):
             levels.insert(0, level)
         self.up = nn.ModuleList(levels)
         self.norm_out = _norm(width)
-        self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
+        self.conv_out = Conv3x3(width, out_ch)
 
     def recompute(self, activations: bool, blocks: bool) -> None:
         """Trade time for memory, with the same results to the last bit; for frozen weights and without dropout.

@@ -1,0 +1,172 @@
+"""Convolutions by fewer multiplications, and SiLU behind GroupNorm: against torch's own, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ldm.arithmetic import Arithmetic, set_arithmetic
+from ldm.modules import fast_convolution
+from ldm.modules.diffusionmodules.model import Conv3x3, Decoder, Upsample
+from ldm.modules.diffusionmodules.util import GroupNorm
+from ldm.modules.fast_convolution import UPSAMPLING, WINOGRAD, convolve
+from ldm.modules.norm_silu import norm_silu
+from ldm.util import instantiate_from_config
+from tests.reference.recorded import relative_error
+from tests.tiny import CONFIG
+
+METHODS = {"2": WINOGRAD[2], "4": WINOGRAD[4], "upsampling": UPSAMPLING}
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def gradient_of(out, x, seed):
+    return torch.autograd.grad(out, x, seed, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2), (40, 33)])
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
+def test_the_same_convolution_and_gradient(monkeypatch, name, size, at_once):
+    monkeypatch.setattr(fast_convolution, "BYTES_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *size, dtype=torch.float64).requires_grad_()
+    weight, bias = torch.randn(6, 5, 3, 3, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    method = METHODS[name]
+    larger = F.interpolate(x, scale_factor=2, mode="nearest") if name == "upsampling" else x
+    expected = F.conv2d(larger, weight, bias, padding=1)
+    found = convolve(x, weight, bias, method)
+    assert found.shape == expected.shape
+    assert relative_error(found.detach(), expected.detach()) < 1e-13
+    seed = torch.randn_like(expected)
+    assert relative_error(gradient_of(found, x, seed), gradient_of(expected, x, seed)) < 1e-13
+    alone = convolve(x[1:], weight, bias, method)
+    assert torch.equal(alone[0], found[1])
+
+
+def test_can_be_differentiated_twice():
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    weight, bias = torch.randn(3, 2, 3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x: convolve(x, weight, bias, WINOGRAD[4]) ** 2, x)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3), (torch.bfloat16, 4)])
+def test_rounding_stays_near_that_of_the_direct_sum(dtype, bound):
+    torch.manual_seed(0)
+    x = channels_last(torch.randn(1, 256, 32, 32)).to(dtype).requires_grad_()
+    conv = Conv3x3(256, 256).requires_grad_(False)
+    exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
+    direct = F.conv2d(x, channels_last(conv.weight).to(dtype), conv.bias.to(dtype), padding=1)
+    conv.freeze(dtype)
+    conv.to(dtype)
+    assert conv.method is not None
+    found = conv(x)
+    seed = torch.randn_like(direct)
+    exact_gradient = gradient_of(exact, x, seed.double())
+    for value, other, truth in (
+        (found, direct, exact),
+        (gradient_of(found, x, seed), gradient_of(direct, x, seed), exact_gradient),
+    ):
+        ours, theirs = (relative_error(each.detach().double(), truth.detach()) for each in (value, other))
+        assert ours < bound * max(theirs, 4e-7)
+
+
+def test_few_channels_stay_with_the_direct_sum():
+    def fast(inner, outer, dtype=torch.float32):
+        conv = Conv3x3(inner, outer)
+        conv.freeze(dtype)
+        return conv.method is not None
+
+    assert fast(128, 128)
+    assert not fast(128, 64)
+    assert not fast(128, 256, torch.bfloat16)
+    assert fast(256, 256, torch.bfloat16)
+    few, many = Upsample(128), Upsample(256)
+    for layer in (few, many):
+        layer.freeze(torch.float32)
+    assert few.folded is not None
+    assert many.folded is None
+
+
+def decoder(ch):
+    torch.manual_seed(0)
+    return Decoder(
+        ch=ch, out_ch=3, ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[], resolution=16, z_channels=3
+    ).eval()
+
+
+def test_a_frozen_decoder_decodes_the_same_and_an_unfrozen_one_trains():
+    network = decoder(128)
+    names = set(network.state_dict())
+    z = torch.randn(1, 3, 8, 8).requires_grad_()
+    image = network(z)
+    seed = torch.randn_like(image)
+    expected = gradient_of(image, z, seed)
+    image.square().mean().backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in network.parameters())
+    network.requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, Conv3x3 | Upsample):
+            module.freeze(torch.float32)
+    network.to(memory_format=torch.channels_last)
+    assert set(network.state_dict()) == names
+    found = network(channels_last(z))
+    assert relative_error(found.detach(), image.detach()) < 1e-5
+    for activations, blocks in ((False, False), (True, False), (True, True)):
+        network.recompute(activations, blocks)
+        assert relative_error(gradient_of(network(channels_last(z)), z, seed), expected) < 1e-5
+
+
+def test_loading_freezes_the_decoder_alone():
+    model = instantiate_from_config(CONFIG["model"]).eval().requires_grad_(False)
+    frozen = []
+    for module in model.modules():
+        if isinstance(module, Conv3x3 | Upsample):
+            module.freeze = lambda dtype, module=module: frozen.append(module)
+    set_arithmetic(model, Arithmetic())
+    stage = model.first_stage_model
+    assert {*map(id, frozen)} == {id(m) for m in stage.decoder.modules() if isinstance(m, Conv3x3 | Upsample)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_silu_behind_group_norm(dtype):
+    torch.manual_seed(0)
+    norm = GroupNorm(64).to(torch.promote_types(dtype, torch.float32)).requires_grad_(False)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    x = channels_last(torch.randn(2, 64, 9, 12, dtype=torch.float64) + 3).to(dtype).requires_grad_()
+    seed = channels_last(torch.randn(x.shape)).to(dtype)
+    found = norm_silu(x, norm)
+    gradient = gradient_of(found, x, seed)
+    assert found.dtype == gradient.dtype == dtype
+    assert found.grad_fn.name() == "_NormSiLUBackward"
+    exact = F.silu(norm.double()(x.double()))
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    assert relative_error(found.detach().double(), exact.detach()) < tolerance
+    assert relative_error(gradient.double(), gradient_of(exact, x, seed.double()).double()) < tolerance
+
+
+def test_silu_behind_group_norm_can_be_differentiated_twice_and_trains():
+    norm = GroupNorm(32).double()
+    x = channels_last(torch.randn(2, 32, 3, 3, dtype=torch.float64)).requires_grad_()
+    norm_silu(x, norm).sum().backward()
+    assert norm.weight.grad.any()
+    norm.requires_grad_(False)
+    assert torch.autograd.gradgradcheck(lambda x: norm_silu(channels_last(x), norm), x)
+
+
+def test_a_frozen_convolution_of_few_channels_keeps_nothing():
+    torch.manual_seed(0)
+    conv = Conv3x3(5, 7).double().requires_grad_(False)
+    x = torch.randn(2, 5, 6, 9, dtype=torch.float64).requires_grad_()
+    expected = conv(x)
+    seed = torch.randn_like(expected)
+    expected_gradient = gradient_of(expected, x, seed)
+    conv.freeze(torch.float64)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = conv(x)
+    assert not kept
+    assert torch.equal(found, expected)
+    assert relative_error(gradient_of(found, x, seed), expected_gradient) < 1e-13
