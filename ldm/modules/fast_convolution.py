@@ -5,6 +5,9 @@ entry by entry (which over channels is a matrix product for each entry), and the
 the output: ``y = A^T [sum_c (G w G^T) * (B^T x B)] A``.
 """
 
+import math
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +20,27 @@ from torch import Tensor, nn
 BYTES_AT_ONCE = 10 << 20
 # With fewer channels, in or out, the transforms cost what the products save.
 LEAST_CHANNELS, LEAST_CHANNELS_ELSE = 128, 256
+
+
+class _Scratch(threading.local):
+    """Memory for what lives within one convolution, kept from one to the next.
+
+    From the allocator, each time anew, it would come as new pages, or leave holes between the results.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor with anything in it; until the same name is taken again."""
+        size = math.prod(shape) * dtype.itemsize
+        if name not in self.held or len(self.held[name]) < size:
+            with torch.inference_mode(False):
+                self.held[name] = torch.empty(size, dtype=torch.uint8)
+        return self.held[name][:size].view(dtype).view(shape)
+
+
+_scratch = _Scratch()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +85,11 @@ class Method:
         return torch.kron(self.kernels, self.kernels).to(dtype)
 
     def factors(self, weight: Tensor) -> Tensor:
-        """The transformed kernels (P^2, C, K) of a convolution's weight (K, C, 3, 3)."""
-        taps = weight.permute(2, 3, 0, 1).reshape(9, -1)
-        return (self._transform(weight.dtype) @ taps).unflatten(1, weight.shape[:2]).transpose(1, 2)
+        """The transformed kernels (P^2, C, K) of a convolution's weight (K, C, 3, 3), in the scratch memory."""
+        transform = self._transform(weight.dtype)
+        taps = _scratch.take("taps", (3, 3, *weight.shape[:2]), weight.dtype).copy_(weight.permute(2, 3, 0, 1))
+        factors = _scratch.take("factors", (len(transform), taps[0, 0].numel()), weight.dtype)
+        return torch.mm(transform, taps.view(9, -1), out=factors).unflatten(1, weight.shape[:2]).transpose(1, 2)
 
 
 def _winograd(tile: int) -> Method:
@@ -122,21 +148,29 @@ def pays(conv: nn.Conv2d, dtype: torch.dtype, upsampling: bool = False) -> bool:
 
 
 def _strip(x: Tensor, factors: Tensor, algorithm: Algorithm, first: int, count: int) -> Tensor:
-    """Outputs (count, tile, windows, tile, K) of ``count`` rows of windows of an image x (H, W, C), from ``first``."""
+    """Outputs (count, tile, windows, tile, K) of ``count`` rows of windows of an image x (H, W, C), from ``first``.
+
+    They lie in the scratch memory.
+    """
     to_factors, to_tiles = algorithm.transforms(x.dtype)
     width, channels = x.shape[1:]
     stride, (tile, products), window = algorithm.stride, algorithm.outputs.shape, algorithm.inputs.shape[1]
     columns = -(-width // stride)
     # The rows that the windows cover, with zeros around the image.
     top = stride * first - 1
-    rows = x.new_zeros(stride * (count - 1) + window, stride * (columns - 1) + window, channels)
+    covered = stride * (count - 1) + window, stride * (columns - 1) + window, channels
+    rows = _scratch.take("rows", covered, x.dtype).zero_()
     inside = x[max(top, 0) : top + len(rows)]
     rows[max(-top, 0) :][: len(inside), 1 : width + 1] = inside
-    row = rows.stride(0)
-    shape = (window, window, count, columns, channels)
-    windows = rows.as_strided(shape, (row, channels, stride * row, stride * channels, 1)).reshape(window**2, -1)
-    multiplied = torch.bmm((to_factors @ windows).view(products**2, -1, channels), factors)
-    tiles = to_tiles @ multiplied.view(products**2, -1)
+    row, size = rows.stride(0), count * columns
+    windows = _scratch.take("even", (window, window, count, columns, channels), x.dtype)
+    windows.copy_(rows.as_strided(windows.shape, (row, channels, stride * row, stride * channels, 1)))
+    transformed = _scratch.take("odd", (products**2, size * channels), x.dtype)
+    torch.mm(to_factors, windows.view(window**2, -1), out=transformed)
+    multiplied = _scratch.take("even", (products**2, size, factors.shape[2]), x.dtype)
+    torch.bmm(transformed.view(products**2, size, channels), factors, out=multiplied)
+    tiles = _scratch.take("odd", (tile**2, size * factors.shape[2]), x.dtype)
+    torch.mm(to_tiles, multiplied.view(products**2, -1), out=tiles)
     return tiles.view(tile, tile, count, columns, -1).permute(2, 0, 3, 1, 4)
 
 
@@ -169,7 +203,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, method: Method, adjoint: bool) -> Tensor:
         # Nothing is saved as a tensor of the graph: the weight is there anyway, and its factors, four times as large,
-        # are soon computed.
+        # are computed soon.
         ctx.weight, ctx.method, ctx.adjoint = weight, method, adjoint
         factors = method.factors(weight)
         if adjoint:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.modules.diffusionmodules.util import GroupNorm
 
 # Entries at a time: what a core's second cache holds a few of.
-ENTRIES_AT_ONCE = 1 << 18
+ENTRIES_AT_ONCE = 1 << 17
 
 
 def norm_silu(x: Tensor, norm: GroupNorm) -> Tensor:
