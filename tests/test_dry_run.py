@@ -45,11 +45,15 @@ def test_the_cost_told_is_the_cost_of_a_run(place, tmp_path, monkeypatch, capsys
     assert iterations["pixel"] == cost.pixel
     assert iterations["latent"] + iterations["final"] + 6 == cost.decoder  # and 6 soft steps
     # What is decoded for the pictures of the progress and for the result is not among the passes.
-    unet, none, forward, backward = (sum(int(row[key]) for row in trace) for key in PASSES)
+    unet, none, forward, backward, encoder, _ = (sum(int(row[key]) for row in trace) for key in PASSES)
     assert (unet, none, forward, backward) == (cost.unet, 0, cost.decoder + cost.decoder_forward, cost.decoder)
+    assert encoder == cost.encoder > 0
     (row,) = rows(tmp_path / "metrics.csv")
-    assert tuple(int(row[key]) for key in PASSES) == (unet, 0, forward, backward)
-    assert f"UNet {unet}, decoder {forward} forward and {backward} backward" in capsys.readouterr().out
+    assert tuple(int(row[key]) for key in PASSES) == (unet, 0, forward, backward, encoder, 0)
+    assert (
+        f"UNet {unet}, decoder {forward} forward and {backward} backward, encoder {encoder} forward"
+        in capsys.readouterr().out
+    )
 
 
 def test_precedence_is_task_preset_words_arguments(place, tmp_path, capsys):  # noqa: F811

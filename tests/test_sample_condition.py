@@ -117,7 +117,7 @@ def test_metrics_are_scikit_images_on_the_written_pictures(finished):
 
 def test_the_trace_tells_every_step_and_stage(finished):
     trace = rows(finished / "progress" / "a_png" / "trace.csv")
-    passes = "unet,unet_backward,decoder_forward,decoder_backward"
+    passes = "unet,unet_backward,decoder_forward,decoder_backward,encoder_forward,encoder_backward"
     columns = f"iterations,first_loss,last_loss,target,noise_floor,stop,{passes},seconds"
     assert ",".join(trace[0]) == f"step,timestep,stage,{columns}"
     assert [row["step"] for row in trace if row["stage"] == "soft"] == list("012345")

@@ -12,7 +12,8 @@ import numpy as np
 
 from util.errors import UserError
 
-PASSES = ("unet", "unet_backward", "decoder_forward", "decoder_backward")  # through the networks
+# Passes through the networks.
+PASSES = ("unet", "unet_backward", "decoder_forward", "decoder_backward", "encoder_forward", "encoder_backward")
 METRICS = ("image", "sample", "psnr", "ssim", "baseline_psnr", "baseline_ssim", *PASSES, "seconds")
 # Without a truth: the root mean square of y - A(x), and of the noise (of a baseline, again of y - A(x)).
 MEASURED = ("image", "sample", "residual", "noise", "baseline_residual", *PASSES, "seconds")
@@ -114,16 +115,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         return _residuals(rows)
     known = {key: [row[key] for row in rows if row[key] is not None] for key in METRICS[2:]}
     mean = {key: float(np.mean(values)) if values else None for key, values in known.items()}
-    unet, unet_backward, forward, backward = (
-        f"{mean[key]:.10g}" if mean[key] is not None else "uncounted" for key in PASSES
+    passes = {key: f"{mean[key]:.10g}" if mean[key] is not None else "uncounted" for key in PASSES}
+    unet, decoder, encoder = (
+        f"{passes[f]} forward and {passes[b]} backward" for f, b in zip(PASSES[::2], PASSES[1::2], strict=True)
     )
-    unet += f" forward and {unet_backward} backward" if mean["unet_backward"] else ""
+    unet = unet if mean["unet_backward"] else passes["unet"]
+    encoder = f", encoder {encoder}" if mean["encoder_forward"] else ""
     return (
         f"{'':12s} {'PSNR/dB':>8s} {'SSIM':>7s}\n"
         f"{'baseline':12s} {mean['baseline_psnr']:8.2f} {mean['baseline_ssim']:7.3f}\n"
         f"{'restoration':12s} {mean['psnr']:8.2f} {mean['ssim']:7.3f}\n"
         f"{len(rows)} restorations, each {mean['seconds']:.1f} s, and passes of the networks: "
-        f"UNet {unet}, decoder {forward} forward and {backward} backward"
+        f"UNet {unet}, decoder {decoder}{encoder}"
     )
 
 

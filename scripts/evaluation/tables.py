@@ -43,6 +43,8 @@ COLUMNS = (
     Column("unet_backward", "UNet back", 0, -1, spread=False),
     Column("decoder_forward", "decoder", 0, -1, spread=False),
     Column("decoder_backward", "dec. back", 0, -1, spread=False),
+    Column("encoder_forward", "encoder", 0, -1, spread=False),
+    Column("encoder_backward", "enc. back", 0, -1, spread=False),
 )
 COMPARED = tuple(column for column in COLUMNS if column.spread or column.key == "seconds")
 LEGEND = (
@@ -50,7 +52,7 @@ LEGEND = (
     "the same image are averaged first\n"
     "residual: root mean square of y - A(x), x being the 8-bit picture, whose rounding alone makes up to 0.0023;\n"
     "noise: that of the noise in y; images are in [-1, 1]\n"
-    "UNet, decoder: passes for one restoration, forward through each, and back through each"
+    "UNet, decoder, encoder: passes for one restoration, forward through each, and back through each"
 )
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from scripts.evaluation.entries import Entry
 from scripts.evaluation.statistics import Summary
+from util.results import PASSES
 
 MARKERS = "osD^v"
-NETWORKS = ("unet", "decoder_forward", "decoder_backward")
 COSTS: Mapping[str, Callable[[Entry], float | None]] = {
     "seconds for a restoration": lambda entry: _mean(entry.summary("seconds")),
-    "passes through the networks": lambda entry: _sum([entry.summary(key) for key in NETWORKS]),
+    "passes through the networks": lambda entry: _sum([entry.summary(key) for key in PASSES]),
 }
 
 
@@ -20,7 +20,8 @@ def _mean(summary: Summary | None) -> float | None:
 
 
 def _sum(summaries: Sequence[Summary | None]) -> float | None:
-    return None if None in summaries else sum(summary.mean for summary in summaries)
+    known = [summary.mean for summary in summaries if summary is not None]
+    return sum(known) if known else None
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

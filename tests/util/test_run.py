@@ -46,7 +46,7 @@ def record(**changes):
 
 def finish(run, image, psnr=30.0):
     outcome = {"psnr": psnr, "ssim": 0.9, "baseline_psnr": 28.0, "baseline_ssim": 0.8}
-    run.add_metrics(image, 0, outcome, (6, 0, 52, 46), 1.0)
+    run.add_metrics(image, 0, outcome, (6, 0, 52, 46, 2, 1), 1.0)
 
 
 def table(path):
@@ -59,14 +59,14 @@ def test_tables_have_exactly_the_columns_and_the_images_order(tmp_path):
     finish(RunFolder(tmp_path, run.images), "c", 20.0)  # another process's
     run.tables.write()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    passes = "unet,unet_backward,decoder_forward,decoder_backward"
+    passes = "unet,unet_backward,decoder_forward,decoder_backward,encoder_forward,encoder_backward"
     assert lines[0] == f"image,sample,psnr,ssim,baseline_psnr,baseline_ssim,{passes},seconds" == ",".join(METRICS)
-    assert lines[1] == "c,0,20,0.9,28,0.8,6,0,52,46,1"
+    assert lines[1] == "c,0,20,0.9,28,0.8,6,0,52,46,2,1,1"
     assert [row["image"] for row in table(tmp_path / "metrics.csv")] == ["c", "a,b"]
     assert not (tmp_path / "failed.csv").exists()
     assert "25.00" in run.tables.text()
     assert "28.00" in run.tables.text()
-    assert "UNet 6, decoder 52 forward and 46 backward" in run.tables.text()
+    assert "UNet 6, decoder 52 forward and 46 backward, encoder 2 forward and 1 backward" in run.tables.text()
 
 
 def test_an_image_that_fails_ends_alone_and_is_named(tmp_path):

@@ -12,6 +12,8 @@ class Cost:
     Attributes:
         unet: forward passes of the UNet; classifier-free guidance doubles the batch of each.
         unet_backward: how many of these a gradient goes back through.
+        encoder: forward passes of the encoder.
+        encoder_backward: how many of these a gradient goes back through.
         decoder: forward and backward passes of the decoder.
         decoder_forward: forward passes of the decoder alone, which start the optimisations over images. The decoding
             of the result is not among them.
@@ -25,6 +27,8 @@ class Cost:
     pixel: int = 0
     events: tuple[int, int] = (0, 0)
     unet_backward: int = 0
+    encoder: int = 0
+    encoder_backward: int = 0
 
     def table(self) -> dict[str, int]:
         """Return the passes by what they go through, in words."""
@@ -33,6 +37,8 @@ class Cost:
             "UNet, backward": self.unet_backward,
             "decoder, forward and backward": self.decoder,
             "decoder, forward only": self.decoder_forward,
+            "encoder, forward": self.encoder,
+            "encoder, backward": self.encoder_backward,
             "operator, forward and backward": self.pixel,
         }
 
@@ -50,5 +56,6 @@ def most_passes(settings: ResampleSettings, steps: int) -> Cost:
         decoder=soft + latent * settings.latent.max_iters + final,
         decoder_forward=pixel,
         pixel=pixel * settings.pixel.max_iters,
+        encoder=pixel + (run < steps),  # after each optimisation over an image, and of the first guess
         events=(pixel, latent),
     )

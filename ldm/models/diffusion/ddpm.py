@@ -222,7 +222,9 @@ class LatentDiffusion(nn.Module):
     def encode_mode(self, x: Tensor) -> Tensor:
         """The diffusion model's latent (B, C, h, w) of images, without randomness: the mode times ``scale_factor``."""
         encoding = self.encode_first_stage(x)
-        return self.scale_factor * (encoding.mode() if isinstance(encoding, DiagonalGaussian) else encoding)
+        latent = self.scale_factor * (encoding.mode() if isinstance(encoding, DiagonalGaussian) else encoding)
+        self.passes.count_encoding(latent)
+        return latent
 
     @torch.no_grad()
     def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:

@@ -16,12 +16,16 @@ class Passes(NamedTuple):
         decoder_forward: forward passes of the first stage's decoder.
         decoder_backward: how many of these a gradient went back through.
         unet_backward: how many of the UNet's a gradient went back through.
+        encoder_forward: forward passes of the first stage's encoder.
+        encoder_backward: how many of these a gradient went back through.
     """
 
     unet: int = 0
     decoder_forward: int = 0
     decoder_backward: int = 0
     unet_backward: int = 0
+    encoder_forward: int = 0
+    encoder_backward: int = 0
 
     def since(self, before: "Passes") -> "Passes":
         """The passes that were not there before."""
@@ -51,6 +55,10 @@ class PassCounter:
     def count_decoding(self, image: Tensor) -> None:
         """Count the decoder's forward pass that led to images (B, ...), and the backward pass when there is one."""
         self._count("decoder_forward", "decoder_backward", image)
+
+    def count_encoding(self, latent: Tensor) -> None:
+        """Count the encoder's forward pass that led to latents (B, ...), and the backward pass when there is one."""
+        self._count("encoder_forward", "encoder_backward", latent)
 
     def _count(self, forward: str, backward: str, out: Tensor) -> None:
         images = self.images_of(out)

@@ -151,7 +151,7 @@ class TraceEvent:
         stop: why the optimisation stopped; "" where there was none.
         seconds: since the event before, shared out over the batch.
         sample: position in the batch.
-        unet, decoder_forward, decoder_backward, unet_backward: passes through the networks since the event before
+        unet, decoder_forward, ...: passes through the networks since the event before
             (`Passes`), as counted where they ran. What a callback decodes to look at is not among them.
     """
 
@@ -168,6 +168,8 @@ class TraceEvent:
     decoder_forward: int = 0
     decoder_backward: int = 0
     unet_backward: int = 0
+    encoder_forward: int = 0
+    encoder_backward: int = 0
     losses: Sequence[float] = ()
     target: float | None = None
     noise_floor: float | None = None

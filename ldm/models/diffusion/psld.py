@@ -16,7 +16,7 @@ from ldm.models.diffusion.prior import LatentPrior
 
 @dataclass(frozen=True)
 class PSLDSettings(PosteriorSettings):
-    """`conditioning.psld`; `configs/presets/psld.yaml` says what each does."""
+    """`conditioning.psld`; `configs/presets/solvers.yaml` says what each does."""
 
     scale: NotNegative = 1.0
     gluing: NotNegative = 0.1
@@ -24,8 +24,8 @@ class PSLDSettings(PosteriorSettings):
 
 
 def psld_cost(settings: PSLDSettings, steps: int) -> Cost:
-    """One pass of each network a step, forward and backward (and one of the encoder)."""
-    return Cost(unet=steps, decoder=steps, unet_backward=steps)
+    """One pass of each network a step, forward and backward."""
+    return Cost(unet=steps, decoder=steps, unet_backward=steps, encoder=steps, encoder_backward=steps)
 
 
 @register_sampler("psld", PSLDSettings, psld_cost)

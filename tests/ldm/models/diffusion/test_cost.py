@@ -8,7 +8,7 @@ from ldm.models.diffusion.resample_settings import ResampleSettings
 
 def test_the_published_setting():
     # Counted on the published code at S = 500.
-    published = Cost(unet=665, decoder=500 + 8500, decoder_forward=17, pixel=34_000, events=(17, 16))
+    published = Cost(unet=665, decoder=500 + 8500, decoder_forward=17, pixel=34_000, events=(17, 16), encoder=17)
     assert most_passes(ResampleSettings(), 500) == published
 
 

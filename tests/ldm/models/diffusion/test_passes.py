@@ -28,10 +28,10 @@ def run(model, settings, sampler="resample", batch=1, **kwargs):
     """The events of a run."""
     events = []
     y = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
+    kwargs = {"generator": torch.Generator().manual_seed(1), "initial": torch.zeros_like(y), **kwargs}
     DDIMSampler(model).posterior_sampler(
         *(y, soft_step_of(model, torch.tanh), torch.tanh, STEPS, batch, (3, 16, 16), sampler),
-        **{"verbose": False, "settings": settings, "callback": events.append, "generator": generator, **kwargs},
+        **{"verbose": False, "settings": settings, "callback": events.append, **kwargs},
     )
     return events
 
@@ -44,6 +44,7 @@ def total(events, sample=0):
 
 CHANGES = [
     *(("resample", LATE | change) for change in ({}, {"soft_step": False}, {"final": False}, {"travel_length": 2})),
+    ("resample", LATE | {"start": "1/2"}),
     ("dps", {}),
     ("dps", {"through_unet": True, "weight": "constant"}),
     ("psld", {}),
@@ -57,13 +58,14 @@ def test_the_most_passes_are_those_of_a_run_that_goes_to_its_limits(model, sampl
     chosen = get_sampler(sampler)
     settings = chosen.settings.from_config(config, sampler)
     spent, cost = total(run(model, settings, sampler)), chosen.cost(settings, STEPS)
-    assert spent == Passes(cost.unet, cost.decoder + cost.decoder_forward, cost.decoder, cost.unet_backward)
+    decoder = (cost.decoder + cost.decoder_forward, cost.decoder)
+    assert spent == Passes(cost.unet, *decoder, cost.unet_backward, cost.encoder, cost.encoder_backward)
     assert spent.unet > 0
 
 
 def test_they_are_what_the_networks_saw(model):
     unet, decoder = model.model.diffusion_model, model.first_stage_model.decoder
-    seen = {"unet": 0, "forward": 0, "backward": 0}
+    seen = {"unet": 0, "encoder": 0, "forward": 0, "backward": 0}
 
     def saw(kind):
         seen[kind] += 1
@@ -74,11 +76,13 @@ def test_they_are_what_the_networks_saw(model):
             out.register_hook(lambda _: saw("backward"))
 
     hooks = [unet.register_forward_hook(lambda *_: saw("unet")), decoder.register_forward_hook(decoded)]
+    hooks.append(model.first_stage_model.encoder.register_forward_hook(lambda *_: saw("encoder")))
     settings = ResampleSettings.from_config({**LATE, "pixel": {**NEVER, "eps": 10}})  # stops at once
     spent = total(run(model, settings))
     for hook in hooks:
         hook.remove()
-    assert spent == (seen["unet"], seen["forward"], seen["backward"], 0)
+    assert spent == (seen["unet"], seen["forward"], seen["backward"], 0, seen["encoder"], 0)
+    assert seen["encoder"] > 0
 
 
 def test_each_event_has_its_own(model):
@@ -121,6 +125,6 @@ def test_inside_counting_for_passes_are_for_the_images_named():
         image = two * 2
         counter.count_decoding(image)
     image.sum().backward()  # outside, and still for those that the forward pass was for
-    assert counter.of(3) == counter.of(5) == (1, 1, 1, 0)
-    assert counter.of(0) == (0, 0, 0, 0)
+    assert counter.of(3) == counter.of(5) == (1, 1, 1, 0, 0, 0)
+    assert counter.of(0) == Passes()
     assert counter.images() == {3, 5}
