@@ -62,6 +62,7 @@ class PosteriorSampling:
         x_prev: Tensor,
         x_0_hat: Tensor,
         scale: float | Tensor | None = None,
+        quantise: bool = True,
         **state: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Move ``x_t`` one step towards the measurement.
@@ -73,12 +74,15 @@ class PosteriorSampling:
             x_prev: the latent before the sampling step, which requires a gradient.
             x_0_hat: the estimate of the clean latent, a function of ``x_prev``.
             scale: the step's length, a number or a tensor that broadcasts with ``x_t``.
+            quantise: decode through the codebook, where the model has one.
             state: the operator's random state.
 
         Returns:
             the new latent, without a graph, and the norm of each sample's residual: (B,), or () for a single one.
         """
-        image = self.model.differentiable_decode_first_stage(x_0_hat)
+        image = self.model.differentiable_decode_first_stage(
+            x_0_hat, **({} if quantise else {"force_not_quantize": True})
+        )
         residual = noisy_measurement - self.operator.forward(image, **state)
         norm = self.noiser.residual_norm(residual, noisy_measurement)
         grad = torch.autograd.grad(norm.sum(), x_prev)[0]

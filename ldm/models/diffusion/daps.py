@@ -1,9 +1,9 @@
 """DAPS (Zhang, Chu, Berner, Meng, Anandkumar and Song, Improving Diffusion Inverse Problem Solving with Decoupled Noise
 Annealing, CVPR 2025, arXiv 2407.01521), over latents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,24 @@ from ldm.models.diffusion.prior import LatentPrior
 from util.errors import UserError
 
 
+def _momentum(value: Any) -> float:
+    if not NotNegative.__metadata__[0](value) < 1:
+        raise ValueError("must be a number from 0 to below 1")
+    return float(value)
+
+
+Momentum = Annotated[float, _momentum]
+PROBE = 0.01  # of a latent, whose entries have a deviation of about 1
+
+
 @dataclass(frozen=True)
 class DAPSSettings(PosteriorSettings):
-    """`conditioning.daps`; `configs/presets/daps.yaml` says what each does."""
+    """`conditioning.daps`; `configs/presets/solvers.yaml` says what each does."""
 
     ode_steps: Count = 5
     iterations: Count = 100
-    lr: Positive = 0.05
+    lr: Positive = 0.1
+    momentum: Momentum = 0.0
     deviation: Annotated[float | None, optional(Positive)] = 1.0
     decoder_error: NotNegative = 0.0
     quantise: Flag = True
@@ -41,8 +52,8 @@ class DAPSSettings(PosteriorSettings):
 
 
 def daps_cost(settings: DAPSSettings, steps: int) -> Cost:
-    """Each step solves the flow's equation, then takes Langevin steps."""
-    return Cost(unet=steps * settings.ode_steps, decoder=steps * settings.iterations)
+    """Each step solves the flow's equation, then takes Langevin steps, whose length takes one pass to find."""
+    return Cost(unet=steps * settings.ode_steps, decoder=steps * (settings.iterations + 1))
 
 
 @register_sampler("daps", DAPSSettings, daps_cost)
@@ -87,27 +98,55 @@ def langevin(
 
     The paper sets r to sigma / alpha of the noise level. Where latents have a deviation d of their own, that is their
     distance from a given z only while it is small; in general ``1 / r^2 = (alpha / sigma)^2 + 1 / d^2``. The step is
-    ``lr / (1 / r^2 + 1 / s^2)``: lr times the variance that a latent has where the decoder keeps distances.
+    ``lr / (1 / r^2 + c)``, c being the curvature of the second factor's logarithm at ``clean`` (`curvature`): operators
+    differ in it by a factor of hundreds. With ``momentum`` the steps have inertia, which takes them further along
+    shallow directions (Chen, Fox and Guestrin, Stochastic Gradient Hamiltonian Monte Carlo, ICML 2014, equation 15).
 
     Returns:
         The last latents, and the mean squared residuals from before each step.
     """
-    s = [settings.residual_deviation(sigma) for sigma in problem.sigmas(len(clean))]
-    likelihood = clean.new_tensor([deviation**-2 for deviation in s])
+    s = clean.new_tensor([settings.residual_deviation(sigma) for sigma in problem.sigmas(len(clean))])
     closeness = (level.alpha / level.sigma) ** 2 + (0 if settings.deviation is None else settings.deviation**-2)
-    size = (settings.lr / (closeness + likelihood)).reshape(-1, 1, 1, 1)
-    x, losses = clean, []
-    for _ in range(settings.iterations):
+
+    def misfit(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared residuals, and the gradient of ``|| y - A(D(x)) ||^2 / 2 s^2``."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             image = prior.model.differentiable_decode_first_stage(x, force_not_quantize=not settings.quantise)
             loss = mean_squared_residual(problem.measurement, problem.predict(image))
-            entries = problem.measurement[0].numel()
-            energy = 0.5 * (entries * likelihood * loss + closeness * (x - clean).square().flatten(1).sum(1))
+            energy = 0.5 * problem.measurement[0].numel() * loss / s**2
             (gradient,) = torch.autograd.grad(energy.sum(), x)
-        x = x.detach() - size * gradient + (2 * size) ** 0.5 * prior.noise_like(x)
-        losses.append(loss.detach())
+        return loss.detach(), gradient
+
+    x, velocity, losses, (loss, gradient) = clean, torch.zeros_like(clean), [], misfit(clean)
+    heat = 2 * (1 - settings.momentum)
+    size = settings.lr / (closeness + curvature(lambda x: misfit(x)[1], clean, gradient))
+    for iteration in range(settings.iterations):
+        if iteration:
+            loss, gradient = misfit(x)
+        losses.append(loss)
+        velocity = settings.momentum * velocity - size * (gradient + closeness * (x - clean))
+        velocity = velocity + (heat * size) ** 0.5 * prior.noise_like(x)
+        x = x + velocity
     return Minimum(x, _by_sample(losses), ["limit"] * len(x), [None] * len(x))
+
+
+def curvature(gradient_fn: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Tensor:
+    """``|| H g || / || g ||`` of each sample: H is a Hessian, g the gradient (B, ...) at x, both by ``gradient_fn``.
+
+    It is a finite difference, over a distance of `PROBE` for each entry, and at most the largest of H's eigenvalues,
+    of which the large ones weigh most. Where g is 0, so is the curvature.
+
+    Returns:
+        (B, 1, ...), to multiply x with.
+    """
+
+    def norm(v: Tensor) -> Tensor:
+        return v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
+
+    distance = PROBE * x[0].numel() ** 0.5
+    direction = gradient / norm(gradient).clamp_min(torch.finfo(x.dtype).tiny)
+    return norm(gradient_fn(x + distance * direction) - gradient) / distance
 
 
 def _by_sample(losses: Sequence[Tensor]) -> list[list[float]]:

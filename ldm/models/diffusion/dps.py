@@ -20,12 +20,13 @@ from ldm.models.diffusion.prior import LatentPrior
 
 @dataclass(frozen=True)
 class DPSSettings(PosteriorSettings):
-    """`conditioning.dps`; `configs/presets/dps.yaml` says what each does."""
+    """`conditioning.dps`; `configs/presets/solvers.yaml` says what each does."""
 
     scale: NotNegative = 0.5
     weight: Annotated[str, one_of("abar", "constant")] = "abar"
     through_unet: Flag = False
     tweedie: Annotated[str, one_of("reference", "exact")] = "reference"
+    quantise: Flag = True
 
 
 def dps_cost(settings: DPSSettings, steps: int) -> Cost:
@@ -38,7 +39,9 @@ def sample_dps(prior: LatentPrior, problem: InverseProblem, z: Tensor, settings:
     """The restored latent (B, C, h, w), from noise z."""
     for step, index in watch.steps():
         scale = settings.scale * (prior.schedule.alphas[index] if settings.weight == "abar" else 1)
-        z, x0, norm = soft_step(prior, problem, z, index, scale, settings.tweedie, settings.through_unet)
+        z, x0, norm = soft_step(
+            prior, problem, z, index, scale, settings.tweedie, settings.through_unet, settings.quantise
+        )
         watch.stepped(step, len(z), norm)
         watch.finished(step, z, x0)
     return z
@@ -52,6 +55,7 @@ def soft_step(
     scale: float,
     tweedie: Literal["reference", "exact"] = "reference",
     through_unet: bool = False,
+    quantise: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A DDIM step from ``index`` to z', then a step down the gradient of the residual's norm:
     ``z' - scale d/dz || y - A(D(p0(z))) ||_2``.
@@ -59,6 +63,7 @@ def soft_step(
     Args:
         tweedie: what p0 is, see `prior.ddim_step`.
         through_unet: the gradient takes the noise estimate's dependence on z into account; else it is held constant.
+        quantise: D decodes through the codebook, where the model has one.
 
     Returns:
         The latent, the step's x0 (both detached), and the norm.
@@ -73,6 +78,7 @@ def soft_step(
             x_prev=z,
             x_0_hat=step.pseudo_x0,
             scale=scale,
+            **({} if quantise else {"quantise": False}),  # methods of a plugin need not know it
             **problem.state,
         )
     return z_next.detach(), step.pred_x0.detach(), norm

@@ -29,7 +29,7 @@ class InputSettings(PixelSettings):
 
 @dataclass(frozen=True)
 class SITCOMSettings(PosteriorSettings):
-    """`conditioning.sitcom`; `configs/presets/sitcom.yaml` says what each does."""
+    """`conditioning.sitcom`; `configs/presets/solvers.yaml` says what each does."""
 
     input: InputSettings = field(default_factory=InputSettings)
     closeness: NotNegative = 1.0

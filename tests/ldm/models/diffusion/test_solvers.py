@@ -1,10 +1,12 @@
 """The other posterior samplers on a Gaussian prior, where their steps and the posterior are known in closed form."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ldm.models.diffusion import sitcom
-from ldm.models.diffusion.daps import DAPSSettings, langevin
+from ldm.models.diffusion.daps import DAPSSettings, curvature, langevin
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dps import DPSSettings, soft_step
 from ldm.models.diffusion.levels import LevelTable
@@ -134,6 +136,20 @@ def test_what_is_not_measured_stays_with_the_prior(sampler, settings):
     assert (MASK * (found - y)).norm() < 0.25 * (MASK * (plain - y)).norm()
 
 
+@pytest.mark.parametrize("quantise", [True, False])
+def test_dps_decodes_through_the_codebook_or_without(quantise):
+    """The soft step is a conditioning method's, which is told only where it is to leave the codebook out."""
+    model, told = gaussian(), []
+    problem = measured(model, randn(1, *SHAPE, seed=4), GAIN)
+
+    def condition_fn(**keywords):
+        told.append(keywords.pop("quantise", True))
+        return problem.condition_fn(**keywords)
+
+    solve(model, "dps", DPSSettings(quantise=quantise), replace(problem, condition_fn=condition_fn), steps=3)
+    assert told == [quantise] * 3
+
+
 # DAPS.
 
 
@@ -155,17 +171,45 @@ def test_langevin_steps_have_the_products_mean_and_variance():
     prior = prior_of(model, generator=torch.Generator().manual_seed(0))
     clean, y = randn(1, *SHAPE, seed=2).expand(count, -1, -1, -1), randn(1, *SHAPE, seed=3)
     level = LevelTable.of(model.alphas_cumprod).at(300)
-    settings = DAPSSettings(iterations=250, lr=0.05, deviation=0.7)
+    settings = DAPSSettings(iterations=900, lr=0.05, deviation=0.7)
     found = langevin(prior, measured(model, y, GAIN, sigma), clean, level, settings)
     closeness = (level.alpha / level.sigma) ** 2 + 1 / 0.49
     precision = closeness + GAIN**2 / sigma**2
     mean = (closeness * clean[0] + GAIN * y[0] / sigma**2) / precision
     deviations = (found.x - mean) * precision.sqrt()
     assert (deviations.mean(0) * count**0.5).abs().max() < 4.5
-    step = 0.05 / (closeness + sigma**-2) * precision
+    gradient = GAIN * (GAIN * clean[0] - y[0])  # times sigma^-2
+    step = 0.05 / (closeness + (GAIN**2 * gradient).norm() / gradient.norm() / sigma**2) * precision
     assert (deviations.var(0) * (1 - step / 2) - 1).abs().max() < 5 * (2 / count) ** 0.5  # of a chain with finite steps
-    assert [len(losses) for losses in found.losses] == [250] * count
+    assert [len(losses) for losses in found.losses] == [900] * count
     assert found.losses[0][0] == pytest.approx((y - GAIN * clean[:1]).square().mean().item())
+
+
+def test_inertia_leaves_mean_and_variance_and_takes_shallow_directions_further():
+    model, count, sigma = gaussian(), 2000, 0.2
+    clean, y = randn(1, *SHAPE, seed=2).expand(count, -1, -1, -1), randn(1, *SHAPE, seed=3)
+    level = LevelTable.of(model.alphas_cumprod).at(300)
+    closeness = (level.alpha / level.sigma) ** 2 + 1
+    precision = closeness + GAIN**2 / sigma**2
+    mean = (closeness * clean[0] + GAIN * y[0] / sigma**2) / precision
+
+    def deviations(momentum, iterations):
+        prior = prior_of(model, generator=torch.Generator().manual_seed(0))
+        settings = DAPSSettings(iterations=iterations, lr=0.02, momentum=momentum)
+        return (langevin(prior, measured(model, y, GAIN, sigma), clean, level, settings).x - mean) * precision.sqrt()
+
+    long = deviations(0.8, 800)
+    assert (long.mean(0) * count**0.5).abs().max() < 4.5
+    assert (long.var(0) - 1).abs().max() < 5 * (2 / count) ** 0.5 + 0.05  # and a part for the finite steps
+    shallow = GAIN == 0.3
+    assert deviations(0.8, 150).mean(0)[shallow].abs() < 0.8 * deviations(0.0, 150).mean(0)[shallow].abs()
+
+
+def test_the_curvature_is_that_along_the_gradient_of_each_sample():
+    gain = torch.tensor([4.0, 1.0], dtype=torch.float64)
+    x = torch.tensor([[1.0, 0.0], [0.0, 3.0], [1.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
+    found = curvature(lambda x: gain * x, x, gain * x)
+    assert found.flatten().tolist() == pytest.approx([4, 1, (16**2 + 4**2) ** 0.5 / (4**2 + 4**2) ** 0.5, 0])
 
 
 def test_without_a_deviation_of_the_latents_r_is_the_papers():
@@ -248,6 +292,8 @@ def test_a_noise_level_that_must_be_known_and_is_not_is_told(sampler):
         ("psld", {"glue": 1}, "did you mean 'gluing'"),
         ("daps", {"ode_steps": 0}, "conditioning.daps.ode_steps is 0: must be a whole number, 1 or more"),
         ("daps", {"deviation": 0}, "above 0, or null"),
+        ("daps", {"momentum": 1}, "conditioning.daps.momentum is 1: must be a number from 0 to below 1"),
+        ("dps", {"quantise": 1}, "conditioning.dps.quantise is 1: must be true or false"),
         ("sitcom", {"input": {"lrr": 1}}, "unknown setting of conditioning.sitcom.input 'lrr': did you mean 'lr'"),
         ("sitcom", {"refine": {"correlation": -1}}, "conditioning.sitcom.refine.correlation"),
     ],
