@@ -120,6 +120,43 @@ def test_a_runs_own_measurement_is_restored_without_its_truth(place, tmp_path): 
     assert (tmp_path / "again/recon/one.png").read_bytes() == (out / "recon/one.png").read_bytes()
 
 
+NEIGHBOURS = {
+    "noise": {},
+    "colourisation": {},
+    "high_dynamic_range": {"scale": 2.0},
+    "jpeg": {"quality": 20},
+    "tomography": {"angles": 6},
+    "phase_retrieval": {"oversample": 0.25},
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_measurements_by_every_operator_are_read_back_and_given(name, place, tmp_path):  # noqa: F811
+    """A run's label/ folder with its truths, its exact measurement without, a plain array, and the run again."""
+    given = task(tmp_path, {"name": name, **NEIGHBOURS[name]})
+    data = write_pictures(tmp_path / "in", ["one.png"])
+    run, saved = tmp_path / "run", tmp_path / "run" / "label" / "one.safetensors"
+    quick = ["conditioning.resample.pixel.max_iters=1", "conditioning.resample.latent.max_iters=1", "--quiet"]
+    assert main(words(place, run, "--data", str(data), *given, *quick, steps=1)) == 0
+    y = load_file(saved)["y"]
+    np.save(tmp_path / "mine.npy", y[0].numpy())
+    ways = {
+        "label": [str(run / "label"), "--data", str(data)],
+        "file": [str(saved)],
+        "array": [str(tmp_path / "mine.npy")],
+    }
+    for way, source in ways.items():
+        assert main(words(place, tmp_path / way, "--measurement", *source, *given, *quick, steps=1)) == 0
+        (label,) = (tmp_path / way / "label").glob("*.safetensors")
+        (restored,) = (tmp_path / way / "recon").iterdir()
+        assert torch.equal(load_file(label)["y"], y)
+        if way != "array":  # whose name, and so its noise to start from, is another
+            assert restored.read_bytes() == (run / "recon" / "one.png").read_bytes()
+        assert pixels(restored).shape == (SIDE, SIDE, 3)
+    assert main(["--from", str(run), "--save_dir", str(tmp_path / "again"), "--quiet"]) == 0
+    assert (tmp_path / "again/recon/one.png").read_bytes() == (run / "recon/one.png").read_bytes()
+
+
 def test_pad_restores_any_size_and_cuts_back(place, tmp_path, capsys):  # noqa: F811
     write_pictures(tmp_path / "in", ["odd.png"], side=45)
     extra = ["--data", str(tmp_path / "in"), "--resize", "pad", "conditioning.resample.start=1/2"]

@@ -47,13 +47,17 @@ class Tomography(Operator):
         """The angles in degrees."""
         return np.arange(self.angles) * 180 / self.angles
 
+    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+        """Return the size of the square image that a sinogram is of, as its detectors tell it."""
+        return 2 * (math.floor(measured[-1] / 2**0.5),)
+
     def forward(self, x: Tensor) -> Tensor:
         projector = self._project(x.shape[-2:], x)
         return linear_map(x, projector.apply, projector.adjoint)
 
     def transpose(self, y: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Return A^T y, the back-projection; ``shape`` is the image's, by default square."""
-        size = 2 * (math.floor(y.shape[-1] / 2**0.5),) if shape is None else shape[-2:]
+        size = self.image_size(y.shape) if shape is None else shape[-2:]
         projector = self._project(size, y)
         return linear_map(y, projector.adjoint, projector.apply)
 

@@ -8,6 +8,7 @@ from skimage.transform import radon, resize
 
 from ldm_inverse.baselines import baseline
 from ldm_inverse.measurements import get_operator
+from ldm_inverse.operators.tomography import detectors
 from util.errors import UserError
 
 PHANTOM = 2 * resize(shepp_logan_phantom(), (96, 96), anti_aliasing=True) - 1
@@ -52,6 +53,12 @@ def test_adjoint_without_shape_assumes_a_square():
     for side in (8, 29, 128):
         y = operator(torch.ones(1, 3, side, side))
         assert operator.transpose(y).shape == (1, 3, side, side)
+
+
+def test_a_sinogram_tells_the_size_of_its_image():
+    operator = get_operator("tomography", angles=3)
+    for side in range(1, 600):
+        assert operator.image_size((1, 3, 3, detectors((side, side)))) == (side, side)
 
 
 def test_filtered_back_projection_comes_near():
