@@ -10,6 +10,7 @@ from torch import Tensor
 
 LEAST_SIGMA = 1e-3  # an eighth of a grey level: below it, rounding is the noise
 FILTER = "hann"  # of the filtered back-projection
+TV_HALVINGS = 8  # of the range of weights
 
 if TYPE_CHECKING:
     from scipy.spatial import Delaunay
@@ -113,6 +114,30 @@ def denoise(y: Tensor, sigma: float | None) -> Tensor:
         # 0.8 deviations is the filter's usual strength where it is told the noise.
         options = {"patch_size": 5, "patch_distance": 6, "h": 0.8 * deviation, "sigma": deviation, "channel_axis": -1}
         smooth = denoise_nl_means(pixels, fast_mode=False, **options)
+        images.append(torch.from_numpy(smooth).permute(2, 0, 1).to(y))
+    return torch.stack(images)
+
+
+def total_variation(y: Tensor, sigma: float | None) -> Tensor:
+    """Remove white noise by total variation (Rudin, Osher and Fatemi 1992; scikit-image's, by Chambolle), per image.
+
+    The weight is the one that takes as much away as there is noise (the discrepancy principle of Morozov).
+
+    Args:
+        y: (B, C, H, W).
+        sigma: deviation of the noise; None: estimated from y.
+    """
+    from skimage.restoration import denoise_tv_chambolle  # slow to import
+
+    images = []
+    for image in y:
+        deviation = max(_estimate_sigma(image[None]) if sigma is None else sigma, LEAST_SIGMA)
+        pixels = image.permute(1, 2, 0).cpu().double().numpy()
+        low, high = 0.0, 16 * deviation
+        for _ in range(TV_HALVINGS):  # what is taken away grows with the weight
+            weight = (low + high) / 2
+            smooth = denoise_tv_chambolle(pixels, weight=weight, channel_axis=-1)
+            low, high = (weight, high) if np.std(pixels - smooth) < deviation else (low, weight)
         images.append(torch.from_numpy(smooth).permute(2, 0, 1).to(y))
     return torch.stack(images)
 

@@ -4,15 +4,31 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ldm_inverse.baselines import denoise
+from ldm_inverse.baselines import denoise, total_variation
 from ldm_inverse.operators.base import OPERATORS, Operator
+from util.registry import unknown
+
+BASELINES = {"non_local_means": denoise, "total_variation": total_variation}
 
 
 @OPERATORS.register("noise")
 class Identity(Operator):
-    """A(x) = x: the measurement is the image and its noise."""
+    """A(x) = x: the measurement is the image and its noise.
+
+    Args:
+        baseline: how the measurement is denoised without a model, non_local_means or total_variation.
+
+    Raises:
+        UserError: an unknown baseline.
+    """
 
     linear = True
+
+    def __init__(self, baseline: str = "non_local_means") -> None:
+        super().__init__()
+        if baseline not in BASELINES:
+            raise unknown("baseline", baseline, BASELINES)
+        self._denoise = BASELINES[baseline]
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -21,5 +37,5 @@ class Identity(Operator):
         return y
 
     def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
-        """Return the measurement, denoised by non-local means."""
-        return denoise(y, sigma)
+        """Return the measurement, denoised by non-local means or by total variation."""
+        return self._denoise(y, sigma)

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from scipy.interpolate import griddata
 from skimage.data import astronaut
+from skimage.restoration import denoise_tv_chambolle
 
 from ldm_inverse.baselines import baseline, interpolate
 from ldm_inverse.measurements import Operator, get_noise, get_operator
+from util.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,37 @@ def test_denoising_beats_the_noisy(photograph, sigma):
     assert restored.dtype == photograph.dtype
     # Not told the noise, it comes near.
     assert psnr(photograph, baseline(operator, y, photograph.shape, None, state)) > psnr(photograph, restored) - 0.5
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.3])
+def test_total_variation_is_scikit_images_and_takes_away_what_is_noise(photograph, sigma, monkeypatch):
+    operator, y, state = measure("noise", photograph, sigma, baseline="total_variation")
+    weights = []
+
+    def noted(image, weight, **options):
+        weights.append(weight)
+        return denoise_tv_chambolle(image, weight=weight, **options)
+
+    monkeypatch.setattr("skimage.restoration.denoise_tv_chambolle", noted)
+    restored = operator.baseline(y, photograph.shape, sigma, **state)
+    assert psnr(photograph, restored) > psnr(photograph, y) + 3
+
+    # Of all weights, the one that takes as much away as there is noise.
+    pixels = y[0].permute(1, 2, 0).double().numpy()
+    less, own, more = (denoise_tv_chambolle(pixels, w * weights[-1], channel_axis=-1) for w in (0.9, 1, 1.1))
+    assert np.std(pixels - less) < sigma < np.std(pixels - more)
+    assert np.std(pixels - own) == pytest.approx(sigma, rel=0.02)
+    assert np.abs(own - restored[0].permute(1, 2, 0).numpy()).max() < 1e-6
+
+    # Not told the noise, it comes near; a batch is each image alone.
+    assert psnr(photograph, operator.baseline(y, photograph.shape, None)) > psnr(photograph, restored) - 1
+    both = operator.baseline(torch.cat([y, -y]), (2, *photograph.shape[1:]), sigma)
+    assert torch.allclose(both[:1], restored)
+
+
+def test_an_unknown_baseline_is_told():
+    with pytest.raises(UserError, match="unknown baseline 'total_variance': did you mean 'total_variation'"):
+        get_operator("noise", baseline="total_variance")
 
 
 def test_upscaling_is_bicubic(photograph):
