@@ -39,7 +39,8 @@ EXAMPLES = """examples:
   # ... or of the pictures of each
   python scripts/sweep.py ... -- --shard $SLURM_ARRAY_TASK_ID/8
 
-In SAVE_DIR: TASK/PRESET/SETTINGS/seed_N/, the tables of scripts/evaluate.py, and sweep.png."""
+In SAVE_DIR: TASK/PRESET/SETTINGS/seed_N/, the tables of scripts/evaluate.py, tasks.md (tasks by settings, with what
+they cost) and sweep.png."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -160,10 +161,11 @@ def say(line: str) -> None:
 
 
 def tabulate(folder: Path, points: Sequence["Point"]) -> None:
-    """Write and print the table of all points, and draw the plot."""
+    """Write the tables of all points and draw the plot; of several tasks the table of tasks by settings is printed."""
     from scripts.evaluate import measure, write
     from scripts.evaluate import parse as parse_evaluation
     from scripts.evaluation.tables import as_text
+    from scripts.sweeps.grid_table import grid_table
     from scripts.sweeps.plot import draw
     from scripts.sweeps.points import task_name
     from util.files import write_whole
@@ -184,8 +186,11 @@ def tabulate(folder: Path, points: Sequence["Point"]) -> None:
         if len(own) == 1:
             baselines[task] = own[0]
     write_whole(folder / "sweep.png", draw(panels, baselines))
-    print(as_text(evaluation))
-    print(f"\nplot: {folder / 'sweep.png'}; tables: {folder / 'evaluation.*'}, images.csv, summary.csv")
+    has_none = any(point.job.solver.sampler == "none" for point in points)  # which is the baseline
+    grid = grid_table(panels, {} if has_none else baselines)
+    write_whole(folder / "tasks.md", grid.encode())
+    print(grid if len(panels) > 1 else as_text(evaluation))
+    print(f"\nplot: {folder / 'sweep.png'}; tables: {folder / 'tasks.md'}, evaluation.*, images.csv, summary.csv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

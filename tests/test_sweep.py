@@ -16,6 +16,8 @@ from PIL import Image
 
 import sample_condition
 from scripts import sweep
+from scripts.evaluation.entries import Entry, Observation
+from scripts.sweeps.grid_table import grid_table
 from scripts.sweeps.plot import front
 from scripts.sweeps.points import Point, split_values
 from tests.tiny import SIDE, write_model, write_pictures
@@ -69,6 +71,14 @@ def runs(monkeypatch):
     return folders
 
 
+def read_grid(path):
+    """The cells of the table of tasks by settings: by the first column, then by the head."""
+    head, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in path.read_text().split("\n\n")[0].splitlines()
+    ]
+    return {line[0]: dict(zip(head[1:], line[1:], strict=True)) for line in lines}
+
+
 def table(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
@@ -88,9 +98,7 @@ def test_each_point_is_run_once_in_a_folder_of_its_own(place, tmp_path, runs, ca
         assert f"ddim_steps={record['settings']['ddim_steps']}," in folder
         assert folder.endswith(f"seed_{record['run']['seed']}")
         assert record["settings"]["conditioning"]["resample"]["final"]["max_iters"] == 1
-    printed = capsys.readouterr().out
-    for line in ("inpainting/quick/ddim_steps=2,latent.max_iters=1 ", "baseline of enlarging/quick/"):
-        assert line in printed
+    assert (out / "tasks.md").read_text() in capsys.readouterr().out
     rows = {row["run"]: row for row in table(out / "summary.csv") if row["metric"] == "psnr" and not row["less"]}
     assert len(rows) == 2 * (2 + 1)
     psnrs = []
@@ -101,6 +109,13 @@ def test_each_point_is_run_once_in_a_folder_of_its_own(place, tmp_path, runs, ca
         np.mean(psnrs), abs=1e-3
     )
     assert min(Image.open(out / "sweep.png").size) > 500
+    baseline = "baseline of inpainting/quick/ddim_steps=1,latent.max_iters=1"
+    titles = [baseline, *(f"inpainting/quick/ddim_steps={steps},latent.max_iters=1" for steps in (1, 2))]
+    cells = read_grid(out / "tasks.md")["inpainting"]
+    assert [cell.split(" / ")[0].strip("*") for cell in cells.values()] == [
+        "2",
+        *(f"{float(rows[title]['mean']):.2f}" for title in titles),
+    ]
 
     runs.clear()
     assert sweep.main(words(place, out, "--seeds", "0", "1")) == 0
@@ -224,6 +239,33 @@ def test_long_settings_get_a_folder_that_a_file_system_takes():
     assert points[0].folder != points[1].folder
 
 
+def test_tasks_by_settings_have_quality_in_the_cells_and_the_cost_below(tmp_path):
+    def entry(psnr, ssim, seconds, unet, images=("a", "b")):
+        values = {"psnr": psnr, "ssim": ssim, "seconds": seconds, "unet": unet, "unet_backward": 0.0}
+        return Entry("", [Observation(image, image, "", values) for image in images])
+
+    panels = {
+        "one_task": [("p/sampler=x", entry(20.0, 0.5, 1.0, 3.0)), ("p/sampler=long", entry(21.0, 0.6, 2.0, 4.0))],
+        "other": [("p/sampler=x", entry(9.0, 0.1, 5.0, 3.0, "a"))],
+        "third": [("p/sampler=x", entry(8.0, 0.1, 3.0, 3.0, "a"))],
+    }
+    (tmp_path / "t.md").write_text(grid_table(panels, {"other": entry(10.0, 0.2, 0.0, 0.0, "a")}))
+    cells = read_grid(tmp_path / "t.md")
+    assert cells["one task"] == {"images": "2", "baseline": "", "x": "20.00 / 0.500", "long": "**21.00 / 0.600**"}
+    assert cells["other"] == {"images": "1", "baseline": "**10.00 / 0.200**", "x": "9.00 / 0.100", "long": ""}
+    assert cells["seconds"] == {"images": "", "baseline": "0.0", "x": "3.0", "long": "2.0"}  # the middle of three
+    assert cells["UNet passes"] == {"images": "", "baseline": "0 + 0", "x": "3 + 0", "long": "4 + 0"}
+    assert cells["encoder passes"]["x"] == ""  # a run of before they were counted
+
+
+def test_where_no_model_is_one_of_the_samplers_the_baseline_is_not_shown_twice(place, tmp_path, runs, capsys):
+    line = ["conditioning.main_sampler=none,resample", *words(place, tmp_path, rest=(GRID[1],))[len(GRID) :]]
+    assert sweep.main(["ddim_steps=1", *line]) == 0
+    cells = read_grid(tmp_path / "tasks.md")
+    assert list(cells["inpainting"]) == ["images", "none", "resample"]
+    assert cells["encoder passes"]["none"] == "0 + 0"
+
+
 def test_the_front_is_what_nothing_beats_in_both():
     assert front([(1, 20), (2, 25), (2, 24), (3, 25), (4, 26), (5, 22)]) == [(1, 20), (2, 25), (4, 26)]
 
@@ -277,6 +319,6 @@ def test_all_tasks_stopped_and_gone_on_with(place, tmp_path):
     process = run_all(place, out, "--seeds", "0 1")
     printed, err = process.communicate()
     assert process.returncode == 0
-    assert "inpainting/quick" in printed
+    assert (out / "tasks.md").read_text() in printed
     content = json.loads((out / "evaluation.json").read_text())
     assert [len(entry["restorations"]) for entry in content["entries"]] == [4, 4, 4, 4]
