@@ -11,7 +11,7 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,12 @@ from util.measurement_file import read_measurement
 from util.metrics import to_uint8
 from util.yaml_files import load_yaml
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MEANS = ("psnr", "ssim", "baseline_psnr", "baseline_ssim", "seconds")
 COLUMNS = ("truth", "measurement", "baseline", "restoration")
+MOST_ROWS = 6  # one below the other
 
 
 class Run(NamedTuple):
@@ -94,7 +98,7 @@ def panels(run: Run, row: dict[str, str]) -> list[np.ndarray]:
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """Draw a row of panels for each run, and write the picture."""
+    """Draw a row of panels for each run, side by side where there are many, and write the picture."""
     import io
 
     import matplotlib
@@ -102,23 +106,36 @@ def draw(runs: list[Run], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(
-        len(runs), len(COLUMNS), figsize=(9, 2.35 * len(runs)), squeeze=False, layout="constrained"
-    )
-    for axis, column in zip(axes[0], COLUMNS, strict=True):
-        axis.set_title(column, fontsize=14)
-    for index, (run, row_of_axes) in enumerate(zip(runs, axes, strict=True)):
-        row = run.metrics[index % len(run.metrics)]
-        psnr = ["", "", row["baseline_psnr"], row["psnr"]]
-        for axis, panel, value in zip(row_of_axes, panels(run, row), psnr, strict=True):
-            axis.imshow(panel, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(f"{float(value):.1f} dB" if value else "", fontsize=11)
-        row_of_axes[0].set_ylabel(run.title, fontsize=13)
+    blocks = -(-len(runs) // MOST_ROWS)
+    rows = -(-len(runs) // blocks)
+    width, height = (9, 2.35) if blocks == 1 else (6.2, 1.6)
+    figure = pyplot.figure(figsize=(width * blocks, height * rows), layout="constrained")
+    for block, part in enumerate(figure.subfigures(1, blocks, squeeze=False)[0]):
+        axes = part.subplots(rows, len(COLUMNS), squeeze=False)
+        for axis, column in zip(axes[0], COLUMNS, strict=True):
+            axis.set_title(column, fontsize=14 if blocks == 1 else 11)
+        for row, row_of_axes in enumerate(axes):
+            index = block * rows + row
+            if index < len(runs):
+                draw_row(runs[index], index, row_of_axes, *((13, 11) if blocks == 1 else (10, 9)))
+            else:
+                for axis in row_of_axes:
+                    axis.set_axis_off()
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    figure.savefig(content, format="png", dpi=120 if blocks == 1 else 84, pil_kwargs={"optimize": True})
     pyplot.close(figure)
     write_whole(path, content.getvalue())
+
+
+def draw_row(run: Run, index: int, axes: "Sequence[Axes]", title_size: int, text_size: int) -> None:
+    """Draw one image of a run, which depends on the row's index, into a row of axes."""
+    row = run.metrics[index % len(run.metrics)]
+    psnr = ["", "", row["baseline_psnr"], row["psnr"]]
+    for axis, panel, value in zip(axes, panels(run, row), psnr, strict=True):
+        axis.imshow(panel)
+        axis.set(xticks=[], yticks=[])
+        axis.set_xlabel(f"{float(value):.1f} dB" if value else "", fontsize=text_size)
+    axes[0].set_ylabel(run.title, fontsize=title_size)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

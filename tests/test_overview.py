@@ -61,6 +61,18 @@ def test_table_and_picture(runs, tmp_path, capsys):
     assert height >= 450
 
 
+def test_many_runs_stand_side_by_side(runs, tmp_path):
+    many = [str(runs[0])] * 13
+    assert main([*many[:6], "--save", str(tmp_path / "six.png")]) == 0
+    assert main([*many, "--save", str(tmp_path / "many.png")]) == 0
+    (one_wide, one_high), (width, height) = (Image.open(tmp_path / name).size for name in ("six.png", "many.png"))
+    assert one_high > one_wide
+    assert width > 1.5 * height  # three blocks of five rows, of which the last has three
+    picture = np.asarray(Image.open(tmp_path / "many.png").convert("L"))
+    assert (picture[-height // 3 :, -width // 4 :] == 255).all()
+    assert not (picture[-height // 3 :, : width // 4] == 255).all()
+
+
 def test_a_folder_that_is_no_run_is_told(tmp_path, capsys):
     assert main([str(tmp_path), "--save", str(tmp_path / "o.png")]) == 2
     assert "no finished run" in capsys.readouterr().err
