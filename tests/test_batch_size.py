@@ -156,6 +156,43 @@ def test_an_image_that_fails_leaves_its_batch_and_the_others_go_on(step, place, 
     assert 4 not in sizes[sizes.index(3) :]
 
 
+# Settings of each of the other samplers, with few passes.
+OTHERS = {
+    "dps": ["conditioning.dps.through_unet=true"],
+    "psld": [],
+    # Without the codebook, where rounding can choose another entry.
+    "daps": [f"conditioning.daps.{word}" for word in ("iterations=2", "ode_steps=1", "quantise=false")],
+    "sitcom": ["conditioning.sitcom.input.max_iters=2"],
+}
+
+
+@pytest.mark.parametrize("sampler", OTHERS)
+def test_of_every_sampler_an_image_that_fails_ends_alone(sampler, place, tmp_path, monkeypatch):  # noqa: F811
+    from ldm.models.diffusion.posterior import Watch
+
+    given = [f"conditioning.main_sampler={sampler}", *OTHERS[sampler]]
+    assert main(command(place, tmp_path / "one", *given)) == 0
+    steps, finish = [], Watch.finished
+    monkeypatch.setattr(Watch, "finished", lambda *args: finish(*args) or steps.append(1))
+    apply_model = LatentDiffusion.differentiable_apply_model
+
+    def break_the_second(own, x, *more):
+        noise = apply_model(own, x, *more)
+        broken = torch.arange(len(x)).reshape(-1, 1, 1, 1) == 1
+        return torch.where(broken, torch.nan, noise) if len(x) == 4 and len(steps) == 1 else noise
+
+    monkeypatch.setattr(LatentDiffusion, "differentiable_apply_model", break_the_second)
+    assert main(command(place, tmp_path / "out", *given, *FOUR)) == 1
+    (failed,) = rows(tmp_path / "out" / "failed.csv")
+    assert (failed["image"], failed["step"]) == ("a_png", "1")
+    assert "is not finite" in failed["reason"]
+    assert not (tmp_path / "out" / "recon" / "a_png.png").exists()
+    wanted = {row["image"]: float(row["psnr"]) for row in rows(tmp_path / "one" / "metrics.csv")}
+    found = {row["image"]: float(row["psnr"]) for row in rows(tmp_path / "out" / "metrics.csv")}
+    assert found.keys() == wanted.keys() - {"a_png"}
+    assert all(value == pytest.approx(wanted[image], abs=0.1) for image, value in found.items())
+
+
 def interrupt(monkeypatch, calls, error):
     """Raise an error at the UNet's call of this number."""
     seen = []
