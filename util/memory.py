@@ -15,13 +15,19 @@ LARGE = 1 << 20
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for the next tensor of that size, instead of giving it to the system.
 
-    glibc maps blocks above 32 MB anew each time, and to fill new pages costs up to as long as a convolution over them.
-    The process holds more for it, as what is freed leaves holes. Elsewhere than on glibc nothing is done.
+    glibc gives back what is free at the heap's end, and to fill new pages costs up to as long as a convolution over
+    them. Blocks above 32 MB still have pages of their own: kept, they would leave the largest holes.
+    Elsewhere than on glibc nothing is done.
 
     Returns:
         Whether the allocator was told.
     """
-    return _tell_allocator((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, TOP_PAD))
+    return _tell_allocator(
+        (M_MMAP_MAX, MMAP_MAX),
+        (M_MMAP_THRESHOLD, MMAP_THRESHOLD_MAX),
+        (M_TRIM_THRESHOLD, 2**31 - 1),
+        (M_TOP_PAD, TOP_PAD),
+    )
 
 
 def map_large_blocks() -> bool:

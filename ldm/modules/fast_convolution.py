@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Bytes of transformed windows at a time, which a processor's last cache holds.
-BYTES_AT_ONCE = 10 << 20
+BYTES_AT_ONCE = 5 << 20
+SMALL = 1 << 20  # bytes that are not worth giving back
 # With fewer channels, in or out, the transforms cost what the products save.
 LEAST_CHANNELS, LEAST_CHANNELS_ELSE = 128, 256
 
@@ -32,9 +33,13 @@ class _Scratch(threading.local):
         self.held: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor with anything in it; until the same name is taken again."""
+        """A tensor with anything in it; until the same name is taken again.
+
+        What is held goes when a tenth would do: wide kernels go with small images, whose gradients are not the peak.
+        """
         size = math.prod(shape) * dtype.itemsize
-        if name not in self.held or len(self.held[name]) < size:
+        if name not in self.held or not size <= len(self.held[name]) <= max(10 * size, SMALL):
+            self.held.pop(name, None)
             with torch.inference_mode(False):
                 self.held[name] = torch.empty(size, dtype=torch.uint8)
         return self.held[name][:size].view(dtype).view(shape)
