@@ -33,9 +33,10 @@ def grid_table(panels: Mapping[str, Sequence[tuple[str, Entry]]], baselines: Map
     for task, entries in panels.items():
         cells = [_quality(column.get(task)) for column in columns.values()]
         best = max((psnr for psnr, _ in cells if psnr is not None), default=None)
-        images = max(len(entry.measurements()) for _, entry in entries)
+        # Columns that are not over as many images are no fair comparison, which is to be seen.
+        images = " or ".join(str(count) for count in sorted({len(entry.measurements()) for _, entry in entries}))
         body.append(
-            [task.replace("_", " "), str(images), *(f"**{text}**" if psnr == best else text for psnr, text in cells)]
+            [task.replace("_", " "), images, *(f"**{text}**" if psnr == best else text for psnr, text in cells)]
         )
     body.append(["seconds", "", *(_middle(column, "seconds", ".1f") for column in columns.values())])
     for forward, backward, name in NETWORKS:
