@@ -128,6 +128,8 @@ def opened(browser, path, size=(1200, 1400)):
     deadline = time.monotonic() + 60
     seen = "[...document.images].filter((image) => image.getClientRects().length)"
     loaded = f"return {seen}.every((image) => image.complete && image.naturalWidth > 0)"
+    # A browser loads what is far below when it is scrolled to.
+    browser.execute_script("[...document.images].forEach((image) => { image.loading = 'eager'; })")
     while not browser.execute_script(loaded):
         assert time.monotonic() < deadline, "a picture does not load"
         time.sleep(0.05)

@@ -291,7 +291,7 @@ def test_both_stages_give_weights_that_the_command_loads(tmp_path):
 
     config, data = training_config(tmp_path), write_pictures(tmp_path / "pictures", [f"{i}.png" for i in range(6)])
     first, prior = tmp_path / "first", tmp_path / "prior"
-    common = ("--config", config, "--data", data, "--max_minutes", 0.03, "--threads", 1)
+    common = ("--config", config, "--data", data, "--max_minutes", 0.06, "--threads", 1)
     assert "round-trip PSNR" in train("--stage", "autoencoder", *common, "--out", first).stdout
     train("--stage", "diffusion", *common, "--out", prior, "--first_stage", first / "weights.safetensors")
     for folder in (first, prior):
