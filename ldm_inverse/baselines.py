@@ -1,7 +1,7 @@
 """What a person would do without a model, as the measure of what a model adds."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,15 +107,12 @@ def denoise(y: Tensor, sigma: float | None) -> Tensor:
     """
     from skimage.restoration import denoise_nl_means  # slow to import
 
-    images = []
-    for image in y:
-        deviation = max(_estimate_sigma(image[None]) if sigma is None else sigma, LEAST_SIGMA)
-        pixels = image.permute(1, 2, 0).cpu().double().numpy()
+    def smooth(pixels: np.ndarray, deviation: float) -> np.ndarray:
         # 0.8 deviations is the filter's usual strength where it is told the noise.
         options = {"patch_size": 5, "patch_distance": 6, "h": 0.8 * deviation, "sigma": deviation, "channel_axis": -1}
-        smooth = denoise_nl_means(pixels, fast_mode=False, **options)
-        images.append(torch.from_numpy(smooth).permute(2, 0, 1).to(y))
-    return torch.stack(images)
+        return denoise_nl_means(pixels, fast_mode=False, **options)
+
+    return _smoothed(y, sigma, smooth)
 
 
 def total_variation(y: Tensor, sigma: float | None) -> Tensor:
@@ -129,16 +126,24 @@ def total_variation(y: Tensor, sigma: float | None) -> Tensor:
     """
     from skimage.restoration import denoise_tv_chambolle  # slow to import
 
-    images = []
-    for image in y:
-        deviation = max(_estimate_sigma(image[None]) if sigma is None else sigma, LEAST_SIGMA)
-        pixels = image.permute(1, 2, 0).cpu().double().numpy()
+    def smooth(pixels: np.ndarray, deviation: float) -> np.ndarray:
         low, high = 0.0, 16 * deviation
         for _ in range(TV_HALVINGS):  # what is taken away grows with the weight
             weight = (low + high) / 2
-            smooth = denoise_tv_chambolle(pixels, weight=weight, channel_axis=-1)
-            low, high = (weight, high) if np.std(pixels - smooth) < deviation else (low, weight)
-        images.append(torch.from_numpy(smooth).permute(2, 0, 1).to(y))
+            image = denoise_tv_chambolle(pixels, weight=weight, channel_axis=-1)
+            low, high = (weight, high) if np.std(pixels - image) < deviation else (low, weight)
+        return image
+
+    return _smoothed(y, sigma, smooth)
+
+
+def _smoothed(y: Tensor, sigma: float | None, smooth: Callable[[np.ndarray, float], np.ndarray]) -> Tensor:
+    """Images (B, C, H, W), each by ``smooth`` of its pixels (H, W, C) and the deviation of its noise."""
+    images = []
+    for image in y:
+        deviation = max(_estimate_sigma(image[None]) if sigma is None else sigma, LEAST_SIGMA)
+        pixels = smooth(image.permute(1, 2, 0).cpu().double().numpy(), deviation)
+        images.append(torch.from_numpy(pixels).permute(2, 0, 1).to(y))
     return torch.stack(images)
 
 

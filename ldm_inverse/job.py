@@ -49,19 +49,6 @@ class Job(NamedTuple):
         """Runs of the sampler for each restoration."""
         return self.settings.conditioning.restarts
 
-    def picture(self, name: str) -> Tensor:
-        """Return a picture (1, 3, H, W) in [-1, 1].
-
-        Raises:
-            ImageError: it cannot be read, or does not fit.
-        """
-        if name in self.bad:
-            raise ImageError(self.bad[name])
-        try:
-            return self.pictures.picture(name).image[None]
-        except UserError as error:
-            raise ImageError(str(error)) from error
-
 
 def prepare(args: Namespace) -> Job:
     """Put together what the arguments ask for, and check all that can be checked without the model's weights.
@@ -158,17 +145,18 @@ def measured_picture(args: Namespace, job: Job, name: str) -> MeasuredPicture:
     Raises:
         ImageError: it cannot be read, or does not fit.
     """
-    truth, streams = None, job.pictures.stream_name(name)
-    if not job.is_given:
-        truth = job.picture(name)
-        measurement, shape = measure(args, job.task, name, streams, truth), truth.shape
-    elif name in job.bad:
+    if name in job.bad:
         raise ImageError(job.bad[name])
-    else:
-        try:
+    truth, streams = None, job.pictures.stream_name(name)
+    try:
+        if job.is_given:
             measurement, shape = job.pictures.measured(name)
-        except UserError as error:
-            raise ImageError(str(error)) from error
+        else:
+            truth = job.pictures.picture(name).image[None]
+    except UserError as error:
+        raise ImageError(str(error)) from error
+    if truth is not None:
+        measurement, shape = measure(args, job.task, name, streams, truth), truth.shape
     padded = job.padded(*shape[-2:]) if args.resize == "pad" else tuple(shape[-2:])
     return MeasuredPicture(name, streams, job.task, measurement, shape, padded, truth)
 

@@ -258,6 +258,15 @@ def test_tasks_by_settings_have_quality_in_the_cells_and_the_cost_below(tmp_path
     assert cells["encoder passes"]["x"] == ""  # a run of before they were counted
 
 
+def test_columns_over_different_numbers_of_images_are_told(tmp_path):
+    def entry(*images):
+        return Entry("", [Observation(image, image, "", {"psnr": 20.0, "ssim": 0.5}) for image in images])
+
+    panels = {"one": [("x", entry("a", "b")), ("y", entry("a"))], "other": [("x", entry("a")), ("y", entry("a"))]}
+    (tmp_path / "t.md").write_text(grid_table(panels, {}))
+    assert [cells["images"] for cells in list(read_grid(tmp_path / "t.md").values())[:2]] == ["1 or 2", "1"]
+
+
 def test_where_no_model_is_one_of_the_samplers_the_baseline_is_not_shown_twice(place, tmp_path, runs, capsys):
     line = ["conditioning.main_sampler=none,resample", *words(place, tmp_path, rest=(GRID[1],))[len(GRID) :]]
     assert sweep.main(["ddim_steps=1", *line]) == 0

@@ -16,14 +16,14 @@ for name in {told}: getattr(memory, name)()
 torch.set_num_threads(1)
 for i in range(20):
     if i == 10: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    x = [torch.ones(5_000_000) for _ in range(4)]
+    x = [torch.ones({entries}) for _ in range(4)]
     del x
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def page_faults(*told: str) -> int:
-    words = [sys.executable, "-c", PROGRAM.format(told=told)]
+def page_faults(*told: str, entries: int = 5_000_000) -> int:
+    words = [sys.executable, "-c", PROGRAM.format(told=told, entries=entries)]
     return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
@@ -34,6 +34,14 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert anew > 300
     for told in (["keep_freed_memory"], ["map_large_blocks", "keep_freed_memory"]):
         assert page_faults(*told) < 0.1 * anew
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_by_default_blocks_below_32_mb_are_kept_and_larger_ones_are_mapped_anew():
+    small, large = 1_000_000, 10_000_000
+    anew = {entries: page_faults("map_large_blocks", entries=entries) for entries in (small, large)}
+    assert page_faults("map_large_blocks", "allocate_as_by_default", entries=small) < 0.1 * anew[small]
+    assert page_faults("keep_freed_memory", "allocate_as_by_default", entries=large) > 0.9 * anew[large]
 
 
 @pytest.mark.parametrize("missing", ["libc", "mallopt", "library"])

@@ -37,6 +37,13 @@ def _not_negative(value: Any) -> float:
     return number
 
 
+def _below_one(value: Any) -> float:
+    number = _parse(value)
+    if not 0 <= number < 1:
+        raise ValueError("must be a number from 0 to below 1")
+    return number
+
+
 def _count(value: Any) -> int:
     number = _parse(value)
     if not (number >= 1 and number.is_integer()):
@@ -86,6 +93,7 @@ def optional(hint: Any) -> Callable[[Any], Any]:
 
 Positive = Annotated[float, _positive]
 NotNegative = Annotated[float, _not_negative]
+BelowOne = Annotated[float, _below_one]
 Count = Annotated[int, _count]
 Flag = Annotated[bool, _flag]
 Share = Annotated[Fraction, _share]

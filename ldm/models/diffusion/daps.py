@@ -3,12 +3,12 @@ Annealing, CVPR 2025, arXiv 2407.01521), over latents."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.checked_settings import Count, Flag, NotNegative, Positive, optional
+from ldm.models.diffusion.checked_settings import BelowOne, Count, Flag, NotNegative, Positive, optional
 from ldm.models.diffusion.cost import Cost
 from ldm.models.diffusion.levels import Level, LevelTable, transfer
 from ldm.models.diffusion.optimise import Minimum, mean_squared_residual
@@ -17,14 +17,6 @@ from ldm.models.diffusion.posterior_settings import NOISELESS_EPS, PosteriorSett
 from ldm.models.diffusion.prior import LatentPrior
 from util.errors import UserError
 
-
-def _momentum(value: Any) -> float:
-    if not NotNegative.__metadata__[0](value) < 1:
-        raise ValueError("must be a number from 0 to below 1")
-    return float(value)
-
-
-Momentum = Annotated[float, _momentum]
 PROBE = 0.01  # of a latent, whose entries have a deviation of about 1
 
 
@@ -35,7 +27,7 @@ class DAPSSettings(PosteriorSettings):
     ode_steps: Count = 5
     iterations: Count = 100
     lr: Positive = 0.1
-    momentum: Momentum = 0.0
+    momentum: BelowOne = 0.0
     deviation: Annotated[float | None, optional(Positive)] = 1.0
     decoder_error: NotNegative = 0.0
     quantise: Flag = True

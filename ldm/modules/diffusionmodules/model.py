@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.attention import one_head_attention
 from ldm.modules.diffusionmodules.util import GroupNorm
-from ldm.modules.fast_convolution import UPSAMPLING, Method, convolve, convolve_directly, pays, winograd
+from ldm.modules.fast_convolution import UPSAMPLING, Method, convolve, convolve_directly, is_half, pays, winograd
 from ldm.modules.norm_silu import norm_silu
 from ldm.modules.sizes import MAX_BLOCKS, MAX_SIDE, check_channels, check_levels
 from util.checks import whole_number
@@ -149,7 +149,7 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         # In half precision the scores are small enough to keep.
-        out = _run(one_head_attention, q, k, v, recompute=self.recompute and q.dtype.itemsize > 2)
+        out = _run(one_head_attention, q, k, v, recompute=self.recompute and not is_half(q.dtype))
         return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
 
 
