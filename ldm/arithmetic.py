@@ -86,8 +86,9 @@ def set_arithmetic(model: "LatentDiffusion", arithmetic: Arithmetic) -> None:
     model.half = HALF.get(arithmetic.precision)
     networks = nn.ModuleList([model.model, model.first_stage_model])
     decoder = getattr(model.first_stage_model, "decoder", None)
-    if model.device.type == "cpu" and decoder is not None:
-        # UNet and encoder have few passes: there it would cost more memory than it saves time.
+    if decoder is not None and (model.device.type == "cpu" or not arithmetic.compile):
+        # UNet and encoder have few passes: there it would cost more memory than it saves time. What is frozen does not
+        # go through a compiler, which helps a card more.
         for module in decoder.modules():
             if isinstance(module, Conv3x3 | Upsample):
                 module.freeze(model.half or decoder.conv_in.weight.dtype)

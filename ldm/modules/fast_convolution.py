@@ -151,7 +151,12 @@ def winograd(dtype: torch.dtype) -> Method:
 
 
 def pays(conv: nn.Conv2d, dtype: torch.dtype, upsampling: bool = False) -> bool:
-    """Whether a convolution has channels enough in this number format; ``upsampling`` by two comes before it."""
+    """Whether a convolution is a processor's, with channels enough in this number format.
+
+    ``upsampling`` by two comes before it.
+    """
+    if conv.weight.device.type != "cpu":
+        return False
     least = LEAST_CHANNELS_ELSE if upsampling or is_half(dtype) else LEAST_CHANNELS
     return min(conv.in_channels, conv.out_channels) >= least
 
@@ -226,21 +231,29 @@ class _Convolution(torch.autograd.Function):
 
 
 class _DirectConvolution(torch.autograd.Function):
-    """A 3x3 convolution that does not keep its input, which only a gradient of its weights would need."""
+    """A convolution that does not keep its input, which only a gradient of its weights would need.
+
+    ``transposed`` is the transpose of the one it is otherwise, with its bias; ``stride`` is that one's.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.weight = weight
-        return F.conv2d(x, weight, bias, padding=1)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, transposed: bool) -> Tensor:
+        ctx.weight, ctx.stride, ctx.transposed = weight, stride, transposed
+        function = F.conv_transpose2d if transposed else F.conv2d
+        return function(x, weight, bias, stride=stride, padding=1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return F.conv_transpose2d(gradient, ctx.weight, padding=1), None, None
+        x = _DirectConvolution.apply(gradient, ctx.weight, None, ctx.stride, not ctx.transposed)
+        return x, None, None, None, None
 
 
-def convolve_directly(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve x (B, C, H, W) with a weight (K, C, 3, 3), in its number format; the gradient goes to x alone."""
-    return _DirectConvolution.apply(x.to(weight.dtype), weight, bias)
+def convolve_directly(x: Tensor, weight: Tensor, bias: Tensor, transposed: bool = False) -> Tensor:
+    """Convolve x (B, C, H, W) with a weight (K, C, 3, 3), in its number format; the gradient goes to x alone.
+
+    ``transposed``: to twice the size, with a weight (C, K, 4, 4).
+    """
+    return _DirectConvolution.apply(x.to(weight.dtype), weight, bias, 2 if transposed else 1, transposed)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, method: Method) -> Tensor:

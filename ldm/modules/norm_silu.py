@@ -8,19 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.modules.diffusionmodules.util import GroupNorm
+from ldm.modules.recompute import run
 
 # Entries at a time: what a core's second cache holds a few of.
 ENTRIES_AT_ONCE = 1 << 17
 
 
-def norm_silu(x: Tensor, norm: GroupNorm) -> Tensor:
+def norm_silu(x: Tensor, norm: GroupNorm, recompute: bool = False) -> Tensor:
     """``silu(norm(x))`` of x (B, C, H, W). The gradient of x is all that is kept for, and x all that is kept.
 
-    What is not a processor's, not in the layout channels_last, trained or compiled goes torch's way.
+    What is not a processor's, not in the layout channels_last, trained or compiled goes torch's way, which keeps x
+    alone only with ``recompute``.
     """
     plain = x.device.type != "cpu" or norm.weight.requires_grad or torch.compiler.is_compiling()
     if plain or not x.is_contiguous(memory_format=torch.channels_last):
-        return F.silu(norm(x))
+        return run(lambda x: F.silu(norm(x)), x, recompute=recompute)
     return _NormSiLU.apply(x, norm)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 # (channels, side) of 3x3 convolutions, and sides of square matrix products, that keep a processor or card busy.
 CONVOLUTIONS = {"cpu": ((128, 64), (256, 32)), "cuda": ((256, 128), (512, 64)), "mps": ((256, 64),)}
@@ -50,11 +49,16 @@ def interleaved_medians(
 class _FlopCounter(TorchDispatchMode):
     """Adds up what torch's formulas say of each operation (torch's own counter fails inside `autograd.grad`)."""
 
-    total = 0
+    def __init__(self) -> None:
+        # It imports triton, whose memory is not the restoration's.
+        from torch.utils.flop_counter import flop_registry
+
+        super().__init__()
+        self.total, self.formulas = 0, flop_registry
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        formula = self.formulas.get(func._overloadpacket)
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out

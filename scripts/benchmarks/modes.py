@@ -17,6 +17,7 @@ from ldm.models.diffusion.resample import fit_latent, fit_pixel, time_travel
 from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
 from ldm.util import instantiate_from_config
 from ldm_inverse.task import Measurement, Task
+from model_loader import build_model as model_without_weights
 from scripts.benchmarks import published
 from util.errors import UserError
 
@@ -73,8 +74,7 @@ def build_state(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
 
 def build_model(config: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> LatentDiffusion:
     """Return a model with these weights, in evaluation mode."""
-    with torch.device("meta"):
-        model = instantiate_from_config(config["model"])
+    model = model_without_weights(config)
     model.load_state_dict(dict(state), assign=True)
     return model.to(device).eval().requires_grad_(False)
 

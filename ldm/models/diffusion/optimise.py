@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 IterationCallback = Callable[[int, Tensor], None]
 # Samples (n, ...) and their positions in the batch to one number for each, (n,).
@@ -137,16 +138,19 @@ class _Iteration:
 
 
 class _Descent:
-    """AdamW over the samples that go on; ``rows`` are their positions in the batch."""
+    """AdamW over the samples that go on; ``rows`` are their positions in the batch.
+
+    By torch's function: the first step of its class loads torch's compiler, 150 MB and two seconds.
+    """
 
     def __init__(
         self, loss_fn: SampleLosses, penalty_fn: SampleLosses | None, x: Tensor, lr: float, weight_decay: float
     ):
         self.loss_fn, self.penalty_fn = loss_fn, penalty_fn
-        self.options = {"lr": lr, "weight_decay": weight_decay}
+        self.lr, self.weight_decay = lr, weight_decay
         self.rows: Sequence[int] = range(len(x))
         self.x = x.detach().clone().requires_grad_()
-        self.optimiser = torch.optim.AdamW([self.x], **self.options)
+        self.mean, self.square, self.steps = torch.zeros_like(x), torch.zeros_like(x), torch.zeros(())
 
     def iterate(self, keep: bool) -> _Iteration:
         """Take a step; with ``keep`` what it led to is kept apart from what later steps lead to."""
@@ -154,9 +158,23 @@ class _Descent:
             loss = self.loss_fn(self.x, self.rows)
             objective = loss if self.penalty_fn is None else loss + self.penalty_fn(self.x, self.rows)
             # The gradient of x alone: `backward` would also fill the networks' and the kernels'.
-            (self.x.grad,) = torch.autograd.grad(objective.sum(), self.x)
-        self.optimiser.step()
+            (gradient,) = torch.autograd.grad(objective.sum(), self.x)
         x = self.x.detach()
+        adamw(
+            [x],
+            [gradient],
+            [self.mean],
+            [self.square],
+            [],
+            [self.steps],
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
         return _Iteration(self.rows, loss.detach(), x.clone() if keep else x)
 
     def leave_out(self, stops: Sequence[str]) -> None:
@@ -164,8 +182,6 @@ class _Descent:
         kept = [position for position, row in enumerate(self.rows) if not stops[row]]
         if len(kept) in (0, len(self.rows)):
             return
-        before, moments = self.x, self.optimiser.state[self.x]
         self.rows = [self.rows[position] for position in kept]
-        self.x = before.detach()[kept].requires_grad_()
-        self.optimiser = torch.optim.AdamW([self.x], **self.options)
-        self.optimiser.state[self.x] = {name: value[kept] if value.ndim else value for name, value in moments.items()}
+        self.x = self.x.detach()[kept].requires_grad_()
+        self.mean, self.square = self.mean[kept], self.square[kept]

@@ -1,17 +1,17 @@
 """Encoder and decoder of the first-stage autoencoders (Esser et al., 2021; Rombach et al., 2022)."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.attention import one_head_attention
 from ldm.modules.diffusionmodules.util import GroupNorm
 from ldm.modules.fast_convolution import UPSAMPLING, Method, convolve, convolve_directly, is_half, pays, winograd
 from ldm.modules.norm_silu import norm_silu
+from ldm.modules.recompute import run
 from ldm.modules.sizes import MAX_BLOCKS, MAX_SIDE, check_channels, check_levels
 from util.checks import whole_number
 
@@ -50,6 +50,7 @@ class Upsample(nn.Module):
     """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
 
     frozen = False
+    method: Method | None = None
 
     def __init__(self, channels: int):
         super().__init__()
@@ -57,23 +58,26 @@ class Upsample(nn.Module):
         self.register_buffer("folded", None, persistent=False)
 
     def freeze(self, dtype: torch.dtype) -> None:
-        """From now on do both at once, in the number format ``dtype``; the weights may not change any more.
+        """As `Conv3x3.freeze`; on a processor both are done at once.
 
         Of many channels by a quarter of the multiplications. Of few by 4/9: taps that fall on the same pixel before
         upsampling are added up beforehand, and what remains of the two is a transposed convolution of stride two, whose
         4x4 kernel is the 3x3 one spread by a 2x2 box.
         """
         self.frozen = True
-        if not pays(self.conv, dtype, upsampling=True):
+        if pays(self.conv, dtype, upsampling=True):
+            self.method = UPSAMPLING
+        elif self.conv.weight.device.type == "cpu":
             taps = self.conv.weight.detach().flip(2, 3).transpose(0, 1)
             self.folded = sum(F.pad(taps, (right, 1 - right, down, 1 - down)) for right in (0, 1) for down in (0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.method is not None:
+            return convolve(x, self.conv.weight, self.conv.bias, self.method)
         if self.folded is not None:
-            return F.conv_transpose2d(x, self.folded, self.conv.bias, stride=2, padding=1)
-        if self.frozen:
-            return convolve(x, self.conv.weight, self.conv.bias, UPSAMPLING)
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+            return convolve_directly(x, self.folded, self.conv.bias, transposed=True)
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return convolve_directly(x, self.conv.weight, self.conv.bias) if self.frozen else self.conv(x)
 
 
 class Downsample(nn.Module):
@@ -87,34 +91,10 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-def _run(module: Callable[..., Tensor], *inputs: Tensor, recompute: bool) -> Tensor:
-    """``module(*inputs)``; with ``recompute`` what it holds inside is computed again for the gradient, not kept."""
-    if recompute and inputs[0].requires_grad:
-        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return module(*inputs)
-
-
-def _activated(x: Tensor, norm: GroupNorm, *layers: nn.Module, recompute: bool) -> Tensor:
-    """Layers behind ``silu(norm(x))``. With ``recompute`` only x is kept for the gradient, to the same last bit.
-
-    What lies between is cheap to compute again; a frozen convolution is not computed again for its input's gradient.
-    Of what is frozen on a processor nothing else is kept anyway.
-    """
-    recompute = recompute and not getattr(layers[-1], "frozen", False)
-
-    def run(x: Tensor) -> Tensor:
-        h = norm_silu(x, norm)
-        for layer in layers:
-            h = layer(h)
-        return h
-
-    return _run(run, x, recompute=recompute)
-
-
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions, each behind GroupNorm and SiLU, added to the input."""
 
-    recompute = False
+    recompute_activations = recompute_block = False
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
         super().__init__()
@@ -126,16 +106,20 @@ class ResnetBlock(nn.Module):
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
+    def _activated(self, x: Tensor) -> Tensor:
+        """What the second convolution, which keeps nothing once it is frozen, is given."""
+        h = self.conv1(norm_silu(x, self.norm1, self.recompute_activations))
+        return self.dropout(norm_silu(h, self.norm2, self.recompute_activations))
+
     def forward(self, x: Tensor) -> Tensor:
-        h = _activated(x, self.norm1, self.conv1, recompute=self.recompute)
-        h = _activated(h, self.norm2, self.dropout, self.conv2, recompute=self.recompute)
+        h = self.conv2(run(self._activated, x, recompute=self.recompute_block))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
 class AttnBlock(nn.Module):
     """Single-head residual self-attention over the positions of a feature map, with 1x1 convolutions."""
 
-    recompute = False
+    recompute_activations = recompute_block = False
 
     def __init__(self, channels: int):
         super().__init__()
@@ -145,18 +129,19 @@ class AttnBlock(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _attended(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         # In half precision the scores are small enough to keep.
-        out = _run(one_head_attention, q, k, v, recompute=self.recompute and not is_half(q.dtype))
-        return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
+        out = run(one_head_attention, q, k, v, recompute=self.recompute_activations and not is_half(q.dtype))
+        return self.proj_out(out.transpose(1, 2).reshape(x.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + run(self._attended, x, recompute=self.recompute_block)
 
 
 class _Middle(nn.Module):
     """Attention between two residual blocks, at the lowest resolution."""
-
-    recompute = False
 
     def __init__(self, channels: int, dropout: float):
         super().__init__()
@@ -165,15 +150,11 @@ class _Middle(nn.Module):
         self.block_2 = ResnetBlock(channels, channels, dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        for part in (self.block_1, self.attn_1, self.block_2):
-            h = _run(part, h, recompute=self.recompute)
-        return h
+        return self.block_2(self.attn_1(self.block_1(h)))
 
 
 class _Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention where the settings ask for it."""
-
-    recompute = False
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, dropout: float):
         super().__init__()
@@ -184,9 +165,9 @@ class _Level(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
-            h = _run(block, h, recompute=self.recompute)
+            h = block(h)
             if self.attn:
-                h = _run(self.attn[i], h, recompute=self.recompute)
+                h = self.attn[i](h)
         return h
 
 
@@ -285,9 +266,7 @@ class Decoder(nn.Module):
         self.recompute_activations = activations
         for part in self.modules():
             if isinstance(part, ResnetBlock | AttnBlock):
-                part.recompute = activations
-            elif isinstance(part, _Middle | _Level):
-                part.recompute = blocks
+                part.recompute_activations, part.recompute_block = activations, blocks
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.conv_in(z)
@@ -295,5 +274,5 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             h = level(h)
             if hasattr(level, "upsample"):
-                h = _run(level.upsample, h, recompute=level.recompute)
-        return _activated(h, self.norm_out, self.conv_out, recompute=self.recompute_activations)
+                h = level.upsample(h)
+        return self.conv_out(norm_silu(h, self.norm_out, self.recompute_activations))
