@@ -140,7 +140,7 @@ class _Iteration:
 class _Descent:
     """AdamW over the samples that go on; ``rows`` are their positions in the batch.
 
-    By torch's function: the first step of its class loads torch's compiler, 150 MB and two seconds.
+    By torch's function: the first step of its class loads torch's compiler, 130 MB and two seconds.
     """
 
     def __init__(
