@@ -2,33 +2,42 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.pictures import check_picture, find_pictures, name_alone, read_picture, read_size
+from data.named_pictures import Fits, NamedPictures
+from data.pictures import ResizeMethod, check_picture, read_pixels, read_size, to_8_bits
+from data.sources import Frames, Source, find_pictures
 from util.errors import UserError
 from util.registry import Registry
+from util.settings import Count, Span
 
 DATASETS = Registry("dataset")
 register_dataset = DATASETS.register
 
-MAX_NAMED = 10  # unreadable pictures that one error names
-
 
 class Item(NamedTuple):
-    """One picture: ``image`` is a float32 tensor (3, H, W) in [-1, 1], or what the dataset's ``transforms`` gave."""
+    """One picture.
+
+    Attributes:
+        name: under which its results are written.
+        path: its file, or the archive that holds it.
+        image: a float32 tensor (C, H, W) in [-1, 1], or what the dataset's ``transforms`` gave.
+        label: its class, where a list gives one.
+    """
 
     name: str
     path: Path
     image: Any
+    label: int | None = None
 
 
 class Batch(NamedTuple):
-    """Pictures of one size: ``images`` is (B, 3, H, W) in [-1, 1]."""
+    """Pictures of one size: ``images`` is (B, C, H, W) in [-1, 1]."""
 
     names: list[str]
     paths: list[Path]
@@ -58,28 +67,41 @@ def get_dataloader(dataset: Dataset, batch_size: int, num_workers: int, train: b
     return DataLoader(dataset, batch_size, shuffle=train, num_workers=num_workers, drop_last=train, collate_fn=_collate)
 
 
-def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """Return an 8-bit RGB picture as a float32 tensor (3, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+def to_tensor(picture: Image.Image | np.ndarray, channels: int = 3) -> torch.Tensor:
+    """Return an 8-bit picture, or what `read_pixels` gives, as a float32 tensor (channels, H, W) in [-1, 1].
+
+    Grey is repeated for three channels. For one, colours become grey by the weights of ITU-R BT.601, as in Pillow.
+    """
+    array = np.array(picture)  # a copy, which may be written to
+    pixels = torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1).contiguous()
     # The published two steps, ToTensor and Normalize(0.5, 0.5), for equal rounding.
-    return pixels.float().div(255).sub(0.5).div(0.5)
+    image = pixels.float().div(255).sub(0.5).div(0.5) if array.dtype == np.uint8 else pixels.float()
+    if image.shape[0] == channels:
+        return image
+    if channels == 1:
+        return torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), image, 1)[None]
+    return image.expand(channels, -1, -1).contiguous()
 
 
 @register_dataset(name="ffhq")
 @register_dataset(name="celeb")
-class PictureFolder(Dataset):
-    """Every picture below a folder (or a single picture), sorted, one `Item` each.
+class PictureFolder(NamedPictures, Dataset):
+    """Every picture below a folder (or a single picture, those of a list or of a zip archive), one `Item` each.
 
     Args:
-        root: a folder, searched with its subfolders, or a picture.
+        root: as `find_pictures`.
         transforms: takes an RGB PIL picture and returns what ``Item.image`` holds; None gives a tensor in [-1, 1].
         size: height and width of every picture, or one number for both; None takes pictures of any size.
         resize: what to do with a picture of another size: ``error``, ``center_crop`` or ``resize``.
         limit: take only the first so many pictures. Names are given before, so they do not depend on it.
+        frames: of files that have several, ``first`` or ``all``.
+        data_root: the folder that the paths in a list begin in; None is the list's own.
+        channels: of the tensors, 1 or 3 (`to_tensor`).
+        range: the values of black and white in pictures with more than 8 bits whose files do not say.
 
     Attributes:
         names: of all pictures, those beyond the limit too.
-        pictures: (name, path) of those within it.
+        pictures: (name, source) of those within it.
 
     Raises:
         UserError: as `find_pictures`; indexing and `check` raise it for a picture that is unreadable or does not fit.
@@ -89,36 +111,38 @@ class PictureFolder(Dataset):
         self,
         root: str | Path,
         transforms: Callable[[Image.Image], Any] | None = None,
-        size: int | tuple[int, int] | None = None,
-        resize: str = "error",
-        limit: int | None = None,
+        size: Count | tuple[Count, Count] | None = None,
+        resize: ResizeMethod = "error",
+        limit: Count | None = None,
+        frames: Frames = "first",
+        data_root: str | Path | None = None,
+        channels: Literal[1, 3] = 3,
+        range: Span | None = None,
     ) -> None:
-        self.root = root
-        found = find_pictures(root)
-        self.names = [name for name, _ in found]
-        self.pictures = found[:limit]
-        self.transforms = transforms or to_tensor
-        self.size = (size, size) if isinstance(size, int) else size and tuple(size)
+        found = find_pictures(root, frames=frames, data_root=data_root)
+        super().__init__(found, limit, resize)
+        self._positions = {name: position for position, (name, _) in enumerate(self.pictures)}
+        self.transforms = transforms
+        self.size = (size, size) if isinstance(size, int) else size
         self.resize = resize
-
-    def __len__(self) -> int:
-        return len(self.pictures)
+        self.channels = channels
+        self.range = range
 
     def __getitem__(self, index: int) -> Item:
-        name, path = self.pictures[index]
-        return Item(name, path, self.transforms(read_picture(path, self.size, self.resize)))
+        return self._item(*self.pictures[index])
+
+    def _item(self, name: str, source: Source) -> Item:
+        pixels = read_pixels(source, self.size, self.resize, self.range)
+        image = to_tensor(pixels, self.channels) if self.transforms is None else self.transforms(to_8_bits(pixels))
+        return Item(name, source.path, image, source.label)
 
     def picture(self, name: str) -> Item:
-        """Return the picture of a name.
+        """Return the picture of a name, of those within the limit.
 
         Raises:
             UserError: it is unreadable or does not fit.
         """
-        return self[self.names.index(name)]
-
-    def stream_name(self, name: str) -> str:
-        """Return what the random streams of a picture are called, which depends on its own path only (`name_alone`)."""
-        return name_alone(self.pictures[self.names.index(name)].path, self.root)
+        return self[self._positions[name]]  # by position, which data sets of one's own define
 
     def size_of(self, name: str) -> tuple[int, int]:
         """Return the (height, width) of what `picture` gives for a name, from the header.
@@ -126,51 +150,19 @@ class PictureFolder(Dataset):
         Raises:
             UserError: it is unreadable.
         """
-        return self.size or read_size(self.pictures[self.names.index(name)].path)
+        return self.size or read_size(self._by_name[name])
 
-    def problems(self, fits: Callable[[str, int, int], Any] | None = None) -> dict[str, str]:
-        """Return what is wrong with each picture that cannot be used, by name, from the headers; nothing is decoded.
-
-        Args:
-            fits: raises a UserError for a name, a height and a width that cannot be used.
-        """
-        problems = {}
-        for name, path in self.pictures:
+    def _check_one(self, name: str, source: Source, fits: Fits | None) -> None:
+        """By its header: nothing is decoded."""
+        check_picture(source, self.size, self.resize)
+        if fits is not None:
+            size = self.size or read_size(source)
             try:
-                check_picture(path, self.size, self.resize)
-                if fits is not None:
-                    self._check_fit(name, path, fits)
+                fits(name, *size)
             except UserError as error:
-                problems[name] = str(error)
-        return problems
-
-    def check(self, fits: Callable[[str, int, int], Any] | None = None) -> None:
-        """Check every picture's header; see `problems`.
-
-        Raises:
-            UserError: naming the pictures that cannot be used, one a line.
-        """
-        refuse(list(self.problems(fits).values()))
-
-    def _check_fit(self, name: str, path: Path, fits: Callable[[str, int, int], Any]) -> None:
-        try:
-            fits(name, *(self.size or read_size(path)))
-        except UserError as error:
-            raise UserError(f"{str(path)!r}: {error}") from error
-
-
-def refuse(problems: list[str]) -> None:
-    """Raise a UserError of these lines, where there are any; of many, the first.
-
-    Raises:
-        UserError: there is a problem.
-    """
-    if len(problems) > MAX_NAMED:
-        problems = [*problems[:MAX_NAMED], f"and {len(problems) - MAX_NAMED} more pictures"]
-    if problems:
-        raise UserError("\n".join(problems))
+                raise UserError(f"{str(source)!r}: {error}") from error
 
 
 def _collate(items: list[Item]) -> Batch:
-    names, paths, images = zip(*items, strict=True)
+    names, paths, images, _ = zip(*items, strict=True)
     return Batch(list(names), list(paths), torch.stack(images))

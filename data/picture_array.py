@@ -1,36 +1,24 @@
 """A set of pictures as one array: folders and zip files decoded once into a memory-mapped file. Imports no torch."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.pictures import SUFFIXES, decode_picture, find_pictures
+from data.picture_files import SUFFIXES
+from data.pictures import read_picture
+from data.sources import find_pictures
 from util.errors import UserError
 
 
 def _decoded(sources: Sequence[str | Path]) -> Iterator[Image.Image]:
     """Every picture in the folders and zip files as RGB, each source's in sorted order."""
-    for source in map(Path, sources):
-        if source.is_dir():
-            for _, path in find_pictures(source):
-                yield decode_picture(str(path), path.read_bytes())
-        elif zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive:
-                for name in sorted(n for n in archive.namelist() if n.lower().endswith(SUFFIXES)):
-                    yield decode_picture(f"{source}:{name}", _member(archive, name))
-        else:
-            raise UserError(f"--data: {source} is neither a folder nor a zip file of pictures")
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"--data: cannot read {name!r} in {archive.filename}: {error}") from error
+    for root in map(Path, sources):
+        if not (root.is_dir() or root.suffix.lower() == ".zip"):
+            raise UserError(f"--data: {root} is neither a folder nor a zip file of pictures")
+        for _, source in find_pictures(root):
+            yield read_picture(source)
 
 
 def load_pictures(sources: Sequence[str | Path], side: int, cache: Path) -> np.ndarray:

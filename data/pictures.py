@@ -1,151 +1,49 @@
-"""Picture files on disk: finding, naming and checking them, reading them as 8-bit RGB. Imports no torch."""
+"""Pictures: their size, whether they can be read, and their pixels as a viewer shows them. Imports no torch."""
 
-import hashlib
-import os
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator
+import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, get_args
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
-from data.picture_list import read_list
-from data.torn_pictures import looks_whole
+from data import deep_by_pillow, dicom_files, tiff_files
+from data.colour import Say, to_srgb
+from data.deep_pictures import DeepPicture, to_range
+from data.picture_files import opened
+from data.picture_headers import Header, read_header
+from data.sources import Source, source_of
 from util.errors import UserError
-from util.picture_files import SUFFIXES, opened
-from util.registry import unknown
+from util.logging import LOGGER
+from util.settings import Span
+from util.words import unknown
 
-RESIZE_METHODS = ("error", "center_crop", "resize")
+ResizeMethod = Literal["error", "center_crop", "resize"]
+RESIZE_METHODS = get_args(ResizeMethod)
 MIN_SIDE = 8  # pixels; below it a picture has not even one cell of an f = 8 latent
-MAX_NAME_BYTES = 200  # of the usual limit of 255, so that endings such as `_s0.safetensors` still fit
 
 
-class Picture(NamedTuple):
-    """A picture file and the name under which its results are written (no suffix, no folder)."""
-
-    name: str
-    path: Path
-
-
-def find_pictures(root: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Picture]:
-    """List the pictures (files of these suffixes) below a folder, sorted by relative path.
-
-    Where ``root`` is a picture, it is that one; where it is a text file (.txt), those that it names, in its order
-    (`read_list`), each called by its path without ``..`` and the root.
-
-    Subfolders are searched; links are followed, and a folder that is reached twice (a loop of links) is listed once.
-    Hidden files and folders are left out. A link that leads nowhere is listed: reading it says so.
-
-    Raises:
-        UserError: ``root`` does not exist, a folder or list cannot be read, or there is no picture.
-    """
-    root = Path(root)
-    if os.path.isfile(root) and root.suffix.lower() == ".txt":
-        paths = read_list(root)
-        names = picture_names([_below(path) for path in paths], paths)
-        return [Picture(name, root.parent / path) for name, path in zip(names, paths, strict=True)]
-    if os.path.isfile(root):
-        return [Picture(picture_names([Path(root.name)])[0], root)]
-    if not os.path.isdir(root):
-        raise UserError(f"{str(root)!r}: no such file or folder of pictures")
-    paths = sorted(_walk(root, suffixes), key=lambda path: path.as_posix())
-    if not paths:
-        raise UserError(f"{str(root)!r}: no pictures in this folder (looked for {' '.join(suffixes)})")
-    return [Picture(name, root / path) for name, path in zip(picture_names(paths), paths, strict=True)]
-
-
-def _walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the paths, relative to ``root``, of all files of these suffixes."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{str(error.filename)!r}: cannot read this folder: {error.strerror}") from None
-
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            path = Path(folder, name)
-            is_special = os.path.exists(path) and not os.path.isfile(path)  # a pipe would block its reader for ever
-            if path.suffix.lower() in suffixes and not name.startswith(".") and not is_special:
-                yield path.relative_to(root)
-
-
-def picture_names(paths: list[Path], whole: list[Path] | None = None) -> list[str]:
-    """Give each of the relative ``paths`` a name of its own, fit for a file name.
-
-    The name is the stem, after the names of its folders (``a/b.png`` is ``a_b``). Names that clash keep their suffix
-    (``b.png`` and ``b.jpg`` are ``b_png`` and ``b_jpg``); should that clash too, or be too long for a file system, a
-    hash of the path is added, of that in ``whole`` where given. Control characters become ``_``. A name never depends
-    on the order of the files.
-    """
-    names = [_printable("_".join((*path.parent.parts, path.stem))) for path in paths]
-    names = [
-        f"{name}_{path.suffix[1:]}" if clash else name
-        for name, path, clash in zip(names, paths, _clashes(names), strict=True)
-    ]
-    return [
-        _with_hash(name, path) if clash or len(name.encode()) > MAX_NAME_BYTES else name
-        for name, path, clash in zip(names, whole or paths, _clashes(names), strict=True)
-    ]
-
-
-def name_alone(path: Path, root: str | Path) -> str:
-    """Return the name that a picture of `find_pictures` would have if there were no other.
-
-    What is random for a picture is drawn by it, so that a picture with the same stem beside it, which changes the names
-    of both, changes no result. The two then have the same draws.
-    """
-    folder = Path(root) if os.path.isdir(root) else Path(root).parent
-    own = path.relative_to(folder) if path.is_relative_to(folder) else path
-    return picture_names([_below(own)], [own])[0]
-
-
-def _below(path: Path) -> Path:
-    """Leave out of a path what leads out of its folder: ``..`` and the root."""
-    return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
-
-
-def _clashes(names: list[str]) -> list[bool]:
-    count = Counter(names)
-    return [count[name] > 1 for name in names]
-
-
-def _printable(text: str) -> str:
-    """Replace control characters, line separators and undecodable bytes (lone surrogates) by underscores."""
-    return "".join("_" if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
-
-
-def _with_hash(name: str, path: Path) -> str:
-    digest = hashlib.sha256(os.fsencode(path.as_posix())).hexdigest()[:8]
-    return f"{name.encode()[: MAX_NAME_BYTES - 9].decode(errors='ignore')}_{digest}"
-
-
-def read_size(path: str | Path) -> tuple[int, int]:
+def read_size(picture: str | Path | Source) -> tuple[int, int]:
     """Return a picture's (height, width) as displayed (EXIF orientation applied), from its header, without decoding.
 
     Raises:
-        UserError: the file is missing, no picture of a known format, declares more pixels than Pillow deems safe
-            (``PIL.Image.MAX_IMAGE_PIXELS``), or fewer than ``MIN_SIDE`` a side.
+        UserError: as `data.picture_headers.read_header`, or it has fewer than ``MIN_SIDE`` pixels a side.
     """
-    with opened(path) as image:
-        width, height = image.size
-        # Pillow rotates TIFF sizes itself; for a PNG without EXIF in its header, asking would decode the whole picture.
-        ask = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        if ask and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-            width, height = height, width
-    if min(height, width) < MIN_SIDE:
-        raise UserError(f"{str(path)!r}: {width}x{height} pixels are too few; {MIN_SIDE}x{MIN_SIDE} is the least")
-    return height, width
+    source = source_of(picture)
+    return _checked_size(source, read_header(source.path, source.content(), source.frame or 0))
 
 
-def check_picture(path: str | Path, size: tuple[int, int] | None = None, resize: str = "error") -> None:
+def _checked_size(source: Source, header: Header) -> tuple[int, int]:
+    if min(header.height, header.width) < MIN_SIDE:
+        raise UserError(
+            f"{str(source)!r}: {header.width}x{header.height} pixels are too few; {MIN_SIDE}x{MIN_SIDE} are needed"
+        )
+    return header.height, header.width
+
+
+def check_picture(
+    picture: str | Path | Source, size: tuple[int, int] | None = None, resize: ResizeMethod = "error"
+) -> None:
     """Check that a picture can be read and fits, from its header; only one whose end seems to be missing is decoded.
 
     Args:
@@ -157,62 +55,127 @@ def check_picture(path: str | Path, size: tuple[int, int] | None = None, resize:
     """
     if resize not in RESIZE_METHODS:
         raise unknown("resize method", resize, RESIZE_METHODS)
-    height, width = read_size(path)
-    with opened(path) as image:
-        if not looks_whole(path, image):
-            image.load()
+    source = source_of(picture)
+    content = source.content()
+    header = read_header(source.path, content, source.frame or 0)
+    height, width = _checked_size(source, header)
+    if not header.is_whole:
+        _decode(source, content, header, _say_nothing)
     if size is not None and resize == "error" and (height, width) != size:
         raise UserError(
-            f"{str(path)!r} is {width}x{height} (width x height) where {size[1]}x{size[0]} is needed: "
+            f"{str(source)!r} is {width}x{height} (width x height) where {size[1]}x{size[0]} is needed: "
             "bring it to that size, or pass --resize center_crop or --resize resize"
         )
 
 
-def read_picture(path: str | Path, size: tuple[int, int] | None = None, resize: str = "error") -> Image.Image:
-    """Read a picture as 8-bit RGB, upright, with ``size`` (height, width) when one is given.
+def read_pixels(
+    picture: str | Path | Source,
+    size: tuple[int, int] | None = None,
+    resize: ResizeMethod = "error",
+    span: Span | None = None,
+    say: Say = LOGGER.log,
+) -> np.ndarray:
+    """Read a picture as sRGB on white, upright, with all its bits, with ``size`` (height, width) when one is given.
 
-    Grey and palette pictures become RGB, transparency is laid over white, 16 bits are scaled to 8, the EXIF
-    orientation is applied, and of an animation the first frame is taken. ``center_crop`` scales the picture until it
-    covers ``size`` and cuts what sticks out; ``resize`` stretches it. Both are bicubic with antialiasing.
+    ``center_crop`` scales the picture until it covers ``size`` and cuts what sticks out; ``resize`` stretches it. Both
+    are bicubic with antialiasing. Of a file with several frames the source's is taken, or the first.
+
+    Args:
+        span: the values of black and white in a picture with more than 8 bits, where its file does not say.
+        say: is told, in words, of what a file holds and is not in its pixels any more: a profile, transparency, frames.
+
+    Returns:
+        (H, W, C) with C of 1 (grey) or 3: uint8, or float64 in [-1, 1] where the file has more than 8 bits.
 
     Raises:
-        UserError: as ``check_picture``, and when the pixels cannot be decoded (a truncated file, say).
+        UserError: as ``check_picture``; the pixels cannot be decoded (a truncated file, say), or have no agreed range.
     """
-    check_picture(path, size, resize)
-    with opened(path) as image:
-        image = _to_rgb(ImageOps.exif_transpose(image))
-    if size is None or image.size == size[::-1]:
-        return image
-    if resize == "error":  # an orientation that only decoding reveals
-        raise UserError(f"{str(path)!r} is {image.width}x{image.height} upright where {size[1]}x{size[0]} is needed")
-    if resize == "center_crop":
-        return ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
-    return image.resize(size[::-1], Image.Resampling.BICUBIC)
+    source = source_of(picture)
+
+    def say_of_it(level: int, text: str) -> None:
+        say(level, f"{source}: {text}")
+
+    check_picture(source, size, resize)
+    content = source.content()
+    header = read_header(source.path, content, source.frame or 0)
+    if header.frames > 1 and source.frame is None:
+        say_of_it(logging.INFO, f"the first of its {header.frames} frames is taken (--frames all takes each)")
+    decoded = _decode(source, content, header, say_of_it)
+    if isinstance(decoded, DeepPicture):
+        try:
+            pixels = to_range(decoded, span, say_of_it)
+        except UserError as error:
+            raise UserError(f"{str(source)!r}: {error}") from error
+    else:
+        pixels = np.asarray(decoded).reshape(decoded.height, decoded.width, -1)
+    return _resized(pixels, size, resize, source)
+
+
+def read_picture(
+    picture: str | Path | Source, size: tuple[int, int] | None = None, resize: ResizeMethod = "error"
+) -> Image.Image:
+    """Read a picture as `read_pixels`, as 8-bit RGB: deeper ones are rounded."""
+    return to_8_bits(read_pixels(picture, size, resize))
+
+
+def to_8_bits(pixels: np.ndarray) -> Image.Image:
+    """Return what `read_pixels` gives as 8-bit RGB."""
+    if pixels.dtype != np.uint8:
+        pixels = np.rint((pixels.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).convert("RGB")
 
 
 def decode_picture(name: str, content: bytes) -> Image.Image:
     """As `read_picture`, whatever the size, from the bytes of a file called ``name`` (a member of an archive, say)."""
-    with opened(name, content) as image:
-        return _to_rgb(ImageOps.exif_transpose(image))
+    decoded = _decode(source_of(name), content, read_header(name, content), _say_nothing)
+    if isinstance(decoded, DeepPicture):
+        return to_8_bits(to_range(decoded, None, _say_nothing))
+    return decoded.convert("RGB")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a decoded picture of any mode to 8-bit RGB."""
-    if image.mode.startswith("I;16"):
-        image = _sixteen_to_eight_bits(image)
-    elif image.mode in ("I", "F"):
-        raise ValueError("32 bits a value have no agreed range; save it with 8 or 16 bits")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+def _say_nothing(level: int, text: str) -> None:
+    pass
 
 
-def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits (65535 to 255); Pillow's own conversion would clip all above 255 to white."""
-    values = np.asarray(image).astype(np.float64)
-    grey = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    if "transparency" in image.info:  # one 16-bit grey value that stands for transparent
-        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
-    return grey
+def _decode(source: Source, content: bytes | None, header: Header, say: Say) -> Image.Image | DeepPicture:
+    """Return a frame's pixels: as sRGB on white where they have 8 bits."""
+    path, frame = source.path if source.member is None else Path(str(source)), source.frame or 0
+    if header.reader == "dicom":
+        return dicom_files.read_deep(path, content, frame)
+    if header.reader == "tiff":
+        try:
+            return tiff_files.read_deep(path, content, frame)
+        except tiff_files.NeedsCodecError as error:
+            say(logging.WARNING, f"read by Pillow, which may drop some of its bits ({error})")
+    deep = deep_by_pillow.read_deep(path, content, frame, say)
+    if deep is not None:
+        return deep
+    with opened(path, content) as image:
+        image.seek(frame)
+        return to_srgb(ImageOps.exif_transpose(image), say)
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int] | None, resize: ResizeMethod, source: Source) -> np.ndarray:
+    """Bring pixels to a size, unless they have it."""
+    height, width = pixels.shape[:2]
+    if size is None or (height, width) == size:
+        return pixels
+    if resize == "error":  # an orientation that only decoding reveals
+        raise UserError(f"{str(source)!r} is {width}x{height} upright where {size[1]}x{size[0]} is needed")
+
+    return fit(pixels, size, resize)
+
+
+def fit(pixels: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray:
+    """Bring pixels (H, W, C) to a size as `read_pixels` says: uint8 as such, others channel by channel as float32."""
+
+    def scaled(image: Image.Image) -> np.ndarray:
+        if resize == "center_crop":
+            image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+        else:
+            image = image.resize(size[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(image).reshape(*size, -1)
+
+    if pixels.dtype == np.uint8:
+        return scaled(Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]))
+    return np.concatenate([scaled(Image.fromarray(c.astype(np.float32))) for c in np.moveaxis(pixels, -1, 0)], -1)

@@ -1,7 +1,6 @@
 """Objects from configuration: the dotted targets that a model's YAML may name, and how they are built."""
 
 import importlib
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from util.errors import UserError
-from util.registry import unknown
+from util.settings import S, keywords, read, signature_model
+from util.words import unknown
 
 # A YAML chooses among these and can cause no other import, whatever it says.
 TARGETS = (
@@ -19,8 +19,28 @@ TARGETS = (
     "ldm.models.autoencoder.AutoencoderKL",
     "ldm.models.autoencoder.IdentityFirstStage",
     "ldm.modules.encoders.modules.ClassEmbedder",
+    "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
     "torch.nn.Identity",
 )
+
+# Other classes that published files name, by the last part of their target, and what such a file is.
+ELSEWHERE = {
+    "BERTEmbedder": "a model of texts or layouts, which it reads by a BERT of its own",
+    "SpatialRescaler": "a model that is given a picture (a segmentation, a masked picture)",
+    "FrozenClipImageEmbedder": "a model that is given pictures (retrieval, variations)",
+    "FrozenCLIPImageEmbedder": "a model that is given pictures (retrieval, variations)",
+    "FrozenCLIPTextEmbedder": "a model of retrieved pictures",
+    "FrozenOpenCLIPEmbedder": "Stable Diffusion 2",
+    "DiffusionEngine": "a model of Stability AI's generative-models (Stable Diffusion XL and others)",
+    "MinimalRETRODiffusion": "a model of retrieved pictures",
+    "LatentInpaintDiffusion": "an inpainting model, which is given mask and masked picture",
+    "LatentFinetuneDiffusion": "a model that is given a picture",
+    "LatentUpscaleDiffusion": "a super-resolution model, which is given the small picture",
+    "LatentDepth2ImageDiffusion": "a model that is given depths",
+    "Layout2ImgDiffusion": "a model of layouts",
+    "ControlLDM": "a ControlNet",
+    "DDPM": "a diffusion model of pixels",
+}
 
 # Conditioning settings that are a word instead of a mapping: no network of its own.
 NO_NETWORK = ("__is_first_stage__", "__is_unconditional__")
@@ -82,61 +102,44 @@ def instantiate_from_config(config: Mapping[str, Any] | str) -> Any:
     """
     if isinstance(config, str) and config in NO_NETWORK:
         return None
-    if OmegaConf.is_config(config):
-        config = OmegaConf.to_container(config, resolve=True)
-    if not isinstance(config, Mapping) or "target" not in config:
-        raise UserError(f"model configuration: expected a mapping with a `target`, got {str(config)[:80]!r}")
-    target = config["target"]
+    plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    if not isinstance(plain, Mapping) or "target" not in plain:
+        raise UserError(f"model configuration: expected a mapping with a `target`, got {str(plain)[:80]!r}")
+    target, params = plain["target"], plain.get("params") or {}
     factory = _resolve(target)
-    kwargs = _accepted(target, factory, config.get("params") or {})
+    if not isinstance(params, Mapping):
+        raise UserError(f"model configuration: params of {target} must be a mapping, got {str(params)[:80]!r}")
+    group, taken = signature_model(factory), dict(params)
+    if group.model_config["extra"] == "forbid":  # other classes look at their keywords themselves
+        taken = {key: value for key, value in taken.items() if key in group.model_fields or key not in TRAINING_KEYS}
+        taken = keywords(factory, taken, target)
     try:
-        return factory(**kwargs)
+        return factory(**taken)
     except TypeError as error:
         if _ARGUMENT_ERROR.search(str(error)):
             raise UserError(f"model configuration: {target}: {error}") from error
         raise
 
 
-def reject_unknown(factory: type, leftover: Mapping[str, Any]) -> None:
-    """For a constructor that is also called directly with a published file's parameters: ``leftover`` may hold only
-    what training read.
+def read_params(settings: type[S], params: Mapping[str, Any], factory: type) -> S:
+    """Return the settings of a class that a published file's parameters give; what only training read is left out.
 
     Raises:
-        UserError: any other keyword.
+        UserError: a keyword that neither has, or a value of the wrong type or range.
     """
-    for key in leftover:
-        if key not in TRAINING_KEYS:
-            raise unknown(f"parameter of {factory.__name__}", str(key), _keyword_names(factory))
+    plain: Any = OmegaConf.to_container(OmegaConf.create(dict(params)), resolve=True)
+    taken = {key: value for key, value in plain.items() if key in settings.model_fields or key not in TRAINING_KEYS}
+    return read(settings, taken, factory.__name__)
 
 
 def _resolve(target: Any) -> type:
     if target not in TARGETS:
+        kind = ELSEWHERE.get(str(target).rpartition(".")[2])
+        if kind:
+            raise UserError(
+                f"the model configuration is for {kind}: {str(target)[:80]!a} is not supported. Supported: latent "
+                "diffusion without a condition, of classes (ClassEmbedder) or of texts by CLIP (FrozenCLIPEmbedder)"
+            )
         raise unknown("target in a model configuration", str(target)[:80], TARGETS)
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-def _accepted(target: str, factory: type, params: Any) -> dict[str, Any]:
-    """Keyword arguments for `factory`: `params` without what only training used. An unknown name is a UserError."""
-    if not isinstance(params, Mapping):
-        raise UserError(f"model configuration: params of {target} must be a mapping, got {str(params)[:80]!r}")
-    names = _keyword_names(factory)
-    if not names:  # takes anything, as torch.nn.Identity does
-        return dict(params)
-    for key in params:
-        if key not in names and key not in TRAINING_KEYS:
-            raise unknown(f"parameter of {target}", str(key), names)
-    return {key: value for key, value in params.items() if key in names}
-
-
-def _keyword_names(factory: type) -> set[str]:
-    """Names of the keyword arguments of a class, its bases' included where it passes keywords on."""
-    names: set[str] = set()
-    for cls in factory.__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return names

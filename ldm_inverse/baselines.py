@@ -1,40 +1,22 @@
-"""What a person would do without a model, as the measure of what a model adds."""
+"""Baselines: restoration without a model, to measure what a model adds."""
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+# SciPy, scikit-image and matplotlib are imported where they are used: together they take a second.
+
 LEAST_SIGMA = 1e-3  # an eighth of a grey level: below it, rounding is the noise
 FILTER = "hann"  # of the filtered back-projection
 TV_HALVINGS = 8  # of the range of weights
+FEEDBACK = 0.9  # of hybrid input-output
+TYPICAL_DEVIATION = 0.5  # of an image's pixels in [-1, 1]
 
-if TYPE_CHECKING:
-    from scipy.spatial import Delaunay
-
-    from ldm_inverse.operators.base import Operator
-
-
-def baseline(
-    operator: "Operator", y: Tensor, image_shape: Sequence[int], sigma: float | None, state: dict[str, Tensor]
-) -> Tensor:
-    """Return the baseline restoration of a measurement.
-
-    Args:
-        operator: what made the measurement.
-        y: the measurement.
-        image_shape: the image's (B, 3, H, W).
-        sigma: standard deviation of the measurement noise, or None where it is not known.
-        state: the operator's random state.
-
-    Returns:
-        an image of ``image_shape``, clipped to [-1, 1]; see `Operator.baseline` for what each operator does.
-    """
-    with torch.no_grad():
-        return operator.baseline(y, image_shape, sigma, **state).clamp(-1, 1)
+LinearMap = Callable[[Tensor], Tensor]
 
 
 def interpolate(y: Tensor, mask: Tensor) -> Tensor:
@@ -46,7 +28,7 @@ def interpolate(y: Tensor, mask: Tensor) -> Tensor:
         y: (B, C, H, W), the kept pixels.
         mask: (B or 1, 1, H, W): 1 where a pixel is kept.
     """
-    from scipy.interpolate import griddata  # slow to import
+    from scipy.interpolate import griddata
     from scipy.spatial import Delaunay, QhullError
 
     grid = np.indices(y.shape[-2:]).reshape(2, -1).T
@@ -65,15 +47,16 @@ def interpolate(y: Tensor, mask: Tensor) -> Tensor:
     return filled
 
 
-def _linear(triangles: "Delaunay", values: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Interpolate values (N, C) of a triangulation's N corners at points (M, 2): (M, C), NaN outside.
+def _linear(triangles: Any, values: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Interpolate values (N, C) of the N corners of a `Delaunay` triangulation at points (M, 2): (M, C), NaN outside.
 
     SciPy's own search for the triangle of a point tries each of them where the corners lie on a grid: half a minute for
     a picture of 128x128.
     """
     from matplotlib.tri import LinearTriInterpolator, Triangulation
 
-    mesh = Triangulation(*triangles.points.T, triangles.simplices)
+    x, y = triangles.points.T
+    mesh = Triangulation(x, y, triangles.simplices)
     return np.stack([LinearTriInterpolator(mesh, z)(*points.T).filled(np.nan) for z in values.T], axis=1)
 
 
@@ -88,7 +71,7 @@ def filtered_back_projection(sinogram: Tensor, theta: np.ndarray, size: Sequence
     Returns:
         images (B, C, H, W).
     """
-    from skimage.transform import iradon  # slow to import
+    from skimage.transform import iradon
 
     side = max(size)
     top, left = (side // 2 - n // 2 for n in size)
@@ -105,7 +88,8 @@ def denoise(y: Tensor, sigma: float | None) -> Tensor:
         y: (B, C, H, W).
         sigma: deviation of the noise; None: estimated from y.
     """
-    from skimage.restoration import denoise_nl_means  # slow to import
+
+    from skimage.restoration import denoise_nl_means
 
     def smooth(pixels: np.ndarray, deviation: float) -> np.ndarray:
         # 0.8 deviations is the filter's usual strength where it is told the noise.
@@ -118,13 +102,14 @@ def denoise(y: Tensor, sigma: float | None) -> Tensor:
 def total_variation(y: Tensor, sigma: float | None) -> Tensor:
     """Remove white noise by total variation (Rudin, Osher and Fatemi 1992; scikit-image's, by Chambolle), per image.
 
-    The weight is the one that takes as much away as there is noise (the discrepancy principle of Morozov).
+    The weight is chosen so that as much is removed as there is noise (the discrepancy principle of Morozov).
 
     Args:
         y: (B, C, H, W).
         sigma: deviation of the noise; None: estimated from y.
     """
-    from skimage.restoration import denoise_tv_chambolle  # slow to import
+
+    from skimage.restoration import denoise_tv_chambolle
 
     def smooth(pixels: np.ndarray, deviation: float) -> np.ndarray:
         low, high = 0.0, 16 * deviation
@@ -143,17 +128,18 @@ def _smoothed(y: Tensor, sigma: float | None, smooth: Callable[[np.ndarray, floa
     for image in y:
         deviation = max(_estimate_sigma(image[None]) if sigma is None else sigma, LEAST_SIGMA)
         pixels = smooth(image.permute(1, 2, 0).cpu().double().numpy(), deviation)
+        pixels = pixels.reshape(*image.shape[1:], -1)  # scikit-image leaves out a single channel
         images.append(torch.from_numpy(pixels).permute(2, 0, 1).to(y))
     return torch.stack(images)
 
 
 def hybrid_input_output(y: Tensor, pad: int, iterations: int = 300, tries: int = 4) -> Tensor:
     """Recover images from the magnitudes of their Fourier transforms by Fienup's hybrid input-output (Applied Optics
-    1982, feedback 0.9) and some rounds of error reduction, per channel.
+    1982) and some rounds of error reduction, per channel.
 
     An image is known to end at its borders and to stay in [-1, 1]. Of a few tries from random images, always the same
-    ones, the one with the least residual is taken. Each channel may come out negated or turned by 180 degrees, which no
-    magnitude tells; they are brought to agree with the green one.
+    ones, the one with the least residual is taken. A channel may come out negated or turned by 180 degrees, since the
+    magnitudes are the same; all are made to agree with the green one.
 
     Args:
         y: (B, C, H + 2 pad, W + 2 pad), the centred transform's magnitudes, orthonormal.
@@ -178,7 +164,7 @@ def hybrid_input_output(y: Tensor, pad: int, iterations: int = 300, tries: int =
         phase = spectrum / spectrum.abs().clamp_min(1e-12)
         fitted = torch.fft.irfft2(magnitude * phase, s=y.shape[-2:], norm="ortho")
         if iteration < iterations:
-            x = torch.where(inside & (fitted.abs() <= 1), fitted, x - 0.9 * fitted)
+            x = torch.where(inside & (fitted.abs() <= 1), fitted, x - FEEDBACK * fitted)
         else:
             x = torch.where(inside, fitted.clamp(-1, 1), 0)
     residual = (transform(x).abs() - magnitude).square().mean((-2, -1))
@@ -187,15 +173,23 @@ def hybrid_input_output(y: Tensor, pad: int, iterations: int = 300, tries: int =
 
 
 def _turned_alike(x: Tensor) -> Tensor:
-    """Negate and turn the channels of images (B, C, H, W), so that they go with the second one."""
+    """Negate and turn the channels of images (B, C, H, W), so that they agree with the middle one."""
     choices = torch.stack([x, -x, x.flip(-2, -1), -x.flip(-2, -1)])
-    green = x[:, 1:2] - x[:, 1:2].mean((-2, -1), keepdim=True)
-    best = (choices * green).sum((-2, -1)).argmax(0)
+    middle = x[:, x.shape[1] // 2, None]  # green, or the only one
+    best = (choices * (middle - middle.mean((-2, -1), keepdim=True))).sum((-2, -1)).argmax(0)
     return choices.gather(0, best[None, ..., None, None].expand(1, *x.shape))[0]
 
 
-def wiener(operator: "Operator", y: Tensor, sigma: float | None, state: dict[str, Tensor]) -> Tensor:
-    r"""Undo a linear operator that keeps the image's size by Wiener's estimate, per image.
+def wiener(
+    apply: LinearMap,
+    adjoint: LinearMap,
+    y: Tensor,
+    sigma: float | None,
+    size: Sequence[int],
+    keeps_constants: bool = True,
+    channels: int | None = None,
+) -> Tensor:
+    r"""Undo a linear operator by Wiener's estimate, for one image.
 
     That is the mean of x given y = A x + n, where n is white with deviation sigma and x has the power spectrum
     S ~ 1/f^2 of natural images (Field 1987), scaled to y's variance::
@@ -207,41 +201,45 @@ def wiener(operator: "Operator", y: Tensor, sigma: float | None, state: dict[str
     with A and its adjoint.
 
     Args:
-        operator: linear, with measurements of the image's shape.
-        y: (B, C, H, W).
+        apply: A, of images (1, C, H, W).
+        adjoint: its adjoint.
+        y: the measurement, (1, C, h, w), or of any shape with ``channels``.
         sigma: deviation of the noise; None: estimated from y.
-        state: the operator's random state, for all of y's images or shared by them.
+        size: the image's (H, W).
+        keeps_constants: whether A of a constant image is that constant; else the image's mean is fitted, and its
+            deviation taken as `TYPICAL_DEVIATION`.
+        channels: C, where that is not y's second side.
     """
-    images = []
-    for i in range(y.shape[0]):
-        own = {key: value[i : i + 1] if value.shape[0] > 1 else value for key, value in state.items()}
-        images.append(_wiener(operator, y[i : i + 1], sigma, own))
-    return torch.cat(images)
-
-
-def _wiener(operator: "Operator", y: Tensor, sigma: float | None, state: dict[str, Tensor]) -> Tensor:
     from scipy.fft import dctn, idctn
     from scipy.sparse.linalg import LinearOperator, cg
 
-    mean = y.mean()
-    centred = y - mean
+    height, width = size
+    shape = (1, y.shape[1] if channels is None else channels, height, width)
     sigma = max(_estimate_sigma(y) if sigma is None else sigma, LEAST_SIGMA)
-    height, width = y.shape[-2:]
+    if keeps_constants:
+        mean = y.mean()
+        centred = y - mean
+        variance = float(centred.square().mean())
+    else:
+        flat = apply(y.new_ones(shape))
+        mean = (flat * y).sum() / flat.square().sum().clamp_min(1e-30)
+        centred = y - mean * flat
+        variance = TYPICAL_DEVIATION**2
     frequency = np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width) / (2 * width))
     frequency[0, 0] = np.inf  # the mean is free: no penalty
-    spectrum = float(centred.square().mean()) / np.mean(frequency**-2) * frequency**-2
+    spectrum = variance / np.mean(frequency**-2) * frequency**-2
     with np.errstate(divide="ignore"):
         penalty = np.where(spectrum > 0, sigma**2 / spectrum, 0)
 
     def to_tensor(x: np.ndarray) -> Tensor:
-        return torch.from_numpy(x.reshape(y.shape)).to(y.dtype).to(y.device)
+        return torch.from_numpy(x.reshape(shape)).to(y.dtype).to(y.device)
 
     def normal(x: np.ndarray) -> np.ndarray:
-        data = operator.transpose(operator(to_tensor(x), **state), **state).cpu().double().numpy()
-        prior = idctn(penalty * dctn(x.reshape(y.shape), axes=(-2, -1), norm="ortho"), axes=(-2, -1), norm="ortho")
+        data = adjoint(apply(to_tensor(x))).cpu().double().numpy()
+        prior = idctn(penalty * dctn(x.reshape(shape), axes=(-2, -1), norm="ortho"), axes=(-2, -1), norm="ortho")
         return (data + prior).ravel()
 
-    right = operator.transpose(centred, **state).cpu().double().numpy().ravel()
+    right = adjoint(centred).cpu().double().numpy().ravel()
     system = LinearOperator((right.size, right.size), matvec=normal, dtype=np.float64)
     solution, _ = cg(system, right, rtol=1e-4, maxiter=100)
     return to_tensor(solution) + mean

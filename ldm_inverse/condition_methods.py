@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ldm_inverse.noises import Noise
 from ldm_inverse.operators import Operator
-from util.checks import real_number
 from util.registry import Registry
+from util.settings import Number
 
 METHODS = Registry("conditioning method")
 
@@ -48,11 +48,11 @@ class PosteriorSampling:
         scale: the step's length when a call gives none.
     """
 
-    def __init__(self, model: Any, operator: Operator, noiser: Noise, scale: float = 1.0) -> None:
+    def __init__(self, model: Any, operator: Operator, noiser: Noise, scale: Number = 1.0) -> None:
         self.model = model
         self.operator = operator
         self.noiser = noiser
-        self.scale = real_number("scale", scale)
+        self.scale = scale
 
     def conditioning(
         self,

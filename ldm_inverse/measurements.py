@@ -7,6 +7,7 @@ import torch
 
 from ldm_inverse.noises import Noise, get_noise, register_noise
 from ldm_inverse.operators import OPERATORS, Operator
+from ldm_inverse.operators.base import build_operator
 
 __all__ = ["Noise", "Operator", "get_noise", "get_operator", "operator_names", "register_noise", "register_operator"]
 
@@ -27,4 +28,4 @@ def get_operator(name: str, device: torch.device | str = "cpu", **kwargs: Any) -
     Raises:
         UserError: no such name, or a keyword that is unknown, missing or out of range.
     """
-    return OPERATORS.build(name, **kwargs).to(device).eval().requires_grad_(False)
+    return build_operator(name, kwargs, f"operator {name!r}").to(device)

@@ -1,26 +1,29 @@
 """The noise of measurements."""
 
 from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from util.checks import real_number
 from util.errors import UserError
 from util.registry import Registry
+from util.settings import Flag, number
 
 NOISES = Registry("noise")
 
 RandomSource = torch.Generator | np.random.RandomState
+Sigma = Annotated[float, number(0, 1000)] | Literal["estimate"]
+Rate = Annotated[float, number(0, 1e6, above_low=True)]
 
 
 class Noise:
     """Adds noise to a measurement: ``y = noise(A(x), rng, **state)``.
 
     Args:
-        noise_on_dropped: also add it to pixels that a mask drops, as the reference does. There it can never be
-            explained by any image.
+        noise_on_dropped: also add it to pixels that a mask drops, as the reference does. No image can explain the noise
+            there.
         rng: source of the draws of every call that gives none.
 
     Attributes:
@@ -31,39 +34,38 @@ class Noise:
     sigma: float | None = None
     is_estimated: bool = False
 
-    def __init__(self, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
+    def __init__(self, noise_on_dropped: Flag = False, rng: RandomSource | None = None) -> None:
         self.noise_on_dropped = noise_on_dropped
         self.rng = rng
 
-    def __call__(
-        self, x: Tensor, rng: RandomSource | None = None, mask: Tensor | None = None, **state: Tensor
-    ) -> Tensor:
+    def __call__(self, x: Tensor, rng: RandomSource | None = None, **state: Tensor) -> Tensor:
         """Return the noisy measurement.
 
         Args:
             x: A(x), any shape.
             rng: source of the draws; None: torch's default stream. As many are made with a mask as without.
-            mask: the operator's state, where it drops pixels: 1 keeps, 0 drops.
-            state: whatever else the operator has drawn; not used.
+            state: what the operator has drawn; only ``mask`` matters, where there is one: 1 keeps a pixel, 0 drops it.
         """
         noisy = self.sample(x, self.rng if rng is None else rng)
-        return noisy if mask is None or self.noise_on_dropped else torch.where(mask.to(x.device) > 0, noisy, x)
+        if "mask" not in state or self.noise_on_dropped:
+            return noisy
+        return torch.where(state["mask"].to(x.device) > 0, noisy, x)
 
     def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
         """Return x with noise on every entry."""
         raise NotImplementedError
 
-    def root_mean_square(self, mask: Tensor | None = None, **state: Tensor) -> float | None:
-        """Return the noise's root mean square over all entries of a measurement with this state, None as `sigma`.
+    def noisy_share(self, **state: Tensor) -> float:
+        """Return the share of a measurement's entries that have noise: less than 1 where a ``mask`` drops some.
 
-        Entries that a mask drops have none, so this is ``sigma`` times the root of the kept share there.
+        The noise's root mean square over all entries is ``sigma`` times the root of it.
         """
-        if self.sigma is None or mask is None or self.noise_on_dropped:
-            return self.sigma
-        return self.sigma * float((mask > 0).double().mean()) ** 0.5
+        if "mask" not in state or self.noise_on_dropped:
+            return 1.0
+        return float((state["mask"] > 0).double().mean())
 
     def of(self, y: Tensor) -> "Noise":
-        """Return the noise of a measurement (1, C, H, W) that is given: this, or one of the level estimated from it."""
+        """Return the noise of a given measurement (1, C, H, W): this, or one with the level estimated from it."""
         return self
 
     def residual_norm(self, residual: Tensor, y: Tensor) -> Tensor:
@@ -80,13 +82,13 @@ class Gaussian(Noise):
             given then and not made.
 
     Raises:
-        UserError: a value out of range; noise of a level to estimate is to be made.
+        UserError: noise is to be added, and its level is to be estimated.
     """
 
-    def __init__(self, sigma: float | str, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
+    def __init__(self, sigma: Sigma, noise_on_dropped: Flag = False, rng: RandomSource | None = None) -> None:
         super().__init__(noise_on_dropped, rng)
         self.is_estimated = sigma == "estimate"
-        self.sigma = None if self.is_estimated else real_number("sigma", sigma, 0, 1000)
+        self.sigma = None if sigma == "estimate" else sigma
 
     def of(self, y: Tensor) -> "Noise":
         return Gaussian(estimated_sigma(y), self.noise_on_dropped) if self.is_estimated else self
@@ -120,14 +122,11 @@ class Poisson(Noise):
 
     Args:
         rate: photons of a grey level, above 0.
-
-    Raises:
-        UserError: a value out of range.
     """
 
-    def __init__(self, rate: float, noise_on_dropped: bool = False, rng: RandomSource | None = None) -> None:
+    def __init__(self, rate: Rate, noise_on_dropped: Flag = False, rng: RandomSource | None = None) -> None:
         super().__init__(noise_on_dropped, rng)
-        self.rate = real_number("rate", rate, 0, 1e6, above_low=True)
+        self.rate = rate
 
     def sample(self, x: Tensor, rng: RandomSource | None) -> Tensor:
         photons = 255.0 * self.rate
@@ -170,7 +169,7 @@ def register_noise(name: str) -> Callable:
     return NOISES.register(name)
 
 
-def get_noise(name: str, **kwargs) -> Noise:
+def get_noise(name: str, **kwargs: Any) -> Noise:
     """Build the noise filed under ``name``.
 
     Raises:

@@ -1,6 +1,4 @@
-"""What every measurement operator has to do, as checks of one that anyone can run: the tests on all that is registered,
-and `scripts/check_operator.py` on one's own.
-"""
+"""Checks of a measurement operator: the tests run them on all that are registered, `check_operator.py` on any."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +22,7 @@ PROPERTIES: dict[str, Property] = {}
 
 
 class PropertyError(AssertionError):
-    """An operator lacks a property. The message says what was found, and what to mend."""
+    """An operator lacks a property. The message says what was found, and what to correct."""
 
 
 def _property(check: Property) -> Property:
@@ -46,15 +44,7 @@ def image(shape: Sequence[int], dtype: torch.dtype = torch.float64, seed: int = 
 
 def accepted(operator: Operator, sizes: Sequence[tuple[int, int]] = SIZES) -> list[tuple[int, int]]:
     """Return those (height, width) that the operator takes."""
-
-    def takes(size: tuple[int, int]) -> bool:
-        try:
-            operator.check_size(*size)
-        except UserError:
-            return False
-        return True
-
-    return [size for size in sizes if takes(size)]
+    return [size for size in sizes if _refusal(operator, *size) is None]
 
 
 def sizes_of(operator: Operator) -> list[tuple[int, int]]:
@@ -92,22 +82,24 @@ def sizes(build: Build) -> str:
     for height, width in sizes_of(operator):
         x = image((2, 3, height, width))
         y = operator(x, **draw(operator, x.shape))
+        require(torch.is_tensor(y), f"forward returns {type(y).__name__}, not a tensor")
         require(y.shape[:1] == x.shape[:1], f"2 images of {height}x{width} give a measurement of {tuple(y.shape)}")
         require(bool(y.isfinite().all()), f"NaN or infinity in the measurement of an image of {height}x{width}")
         found.append(f"{height}x{width} to {tuple(y.shape[1:])}")
     for height, width in sorted({*SIZES, *REFUSED} - set(accepted(operator, [*SIZES, *REFUSED]))):
-        told = _refusal(operator, height, width)
+        told = _refusal(operator, height, width) or ""
         good = f"{height} x {width}" in told and len(told.splitlines()) == 1
         require(good, f"check_size should refuse in one line that says '{height} x {width}', not {told!r}")
     return ", ".join(found)
 
 
-def _refusal(operator: Operator, height: int, width: int) -> str:
+def _refusal(operator: Operator, height: int, width: int) -> str | None:
+    """Return what `check_size` says against a size; None where the operator takes it."""
     try:
         operator.check_size(height, width)
     except UserError as error:
         return str(error)
-    return ""
+    return None
 
 
 @_property
@@ -143,7 +135,7 @@ def adjoint(build: Build) -> str:
         left, right = (measured * y).sum().item(), (x * back).sum().item()
         worst = max(worst, abs(left - right) / max(abs(left), 1e-300))
         where = f"for images of {size[0]}x{size[1]}"
-        require(worst <= ROUNDING, f"<A x, y> = {left:.9g} and <x, A^T y> = {right:.9g} {where}: mend transpose")
+        require(worst <= ROUNDING, f"<A x, y> = {left:.9g} and <x, A^T y> = {right:.9g} {where}: correct transpose")
     return f"<A x, y> = <x, A^T y> to {worst:.0e}"
 
 
@@ -169,6 +161,8 @@ def gradient(build: Build) -> str:
     total = (operator(x, **state) * weight).sum()
     require(total.requires_grad, "no gradient reaches the image: something is detached, or done under no_grad")
     (found,) = torch.autograd.grad(total, x)
+    told = "the gradient is zero everywhere, so nothing leads to the image: see `smooth` for rounding and thresholds"
+    require(float(found.abs().max()) > 0, told)
     slope, differences = (found * direction).sum().item(), (value(1e-6) - value(-1e-6)) / 2e-6
     good = abs(slope - differences) <= max(1e-6 * abs(differences), 1e-6)
     require(good, f"the gradient gives a slope of {slope:.9g}, finite differences of {differences:.9g}")
@@ -210,9 +204,9 @@ def device(build: Build) -> str:
         loose = [name for name, value in vars(module).items() if torch.is_tensor(value)]
         named = ", ".join(f"self.{name}" for name in loose)
         require(not loose, f"{named} would stay behind at .to(device): use self.register_buffer(name, tensor)")
-    if not torch.accelerator.is_available() if hasattr(torch, "accelerator") else not torch.cuda.is_available():
+    place = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if place is None:
         return "every tensor is a buffer (no accelerator here to compute on)"
-    place = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else torch.device("cuda")
     there = {key: value.to(place) for key, value in state.items()}
     y = build().to(place)(x.float().to(place), **there)
     require(y.device.type == place.type, f"an image on {place} gives a measurement on {y.device}")
@@ -250,17 +244,19 @@ def draws_one_after_the_other(build: Build) -> str:
 @_property
 def determinism(build: Build) -> str:
     """Built, drawn and measured twice, all is equal to the bit, and no global random stream is touched."""
-    numpy_before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    before = _global_streams()
     results = []
     for _ in range(2):
         operator, x, state = case(build)
         results.append(operator(x, **state))
     require(torch.equal(*results), "measured twice, it is not the same: what is random belongs in draw(shape, rng)")
-    untouched = np.array_equal(np.random.get_state()[1], numpy_before) and torch.equal(
-        torch.get_rng_state(), torch_before
-    )
-    require(untouched, "a global random stream was used: take numbers from draw's rng alone")
+    require(_global_streams() == before, "a global random stream was used: take numbers from draw's rng alone")
     return "equal to the bit; global random streams untouched"
+
+
+def _global_streams() -> tuple[int, bytes, bytes]:
+    numpy = np.random.get_state(legacy=False)["state"]
+    return numpy["pos"], numpy["key"].tobytes(), torch.get_rng_state().numpy().tobytes()
 
 
 @_property

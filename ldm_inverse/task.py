@@ -1,8 +1,8 @@
-"""A task: what is done to a picture, and what a measurement of it is."""
+"""A task: how a picture is degraded, and which measurements can be restored."""
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,30 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_inverse import baselines
+from data.colour import Say
+from data.sources import Origin
 from ldm_inverse.condition_methods import get_conditioning_method
-from ldm_inverse.noises import Noise, get_noise
-from ldm_inverse.operators import OPERATORS, Operator
+from ldm_inverse.measurement import Measurement
+from ldm_inverse.noises import NOISES, Noise
+from ldm_inverse.operators.base import Operator, build_operator, drawn, measured
+from ldm_inverse.value_range import in_range
 from util.errors import UserError
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A measurement ``y = noise(A(x, **state))`` of images x (B, 3, H, W) in [-1, 1].
-
-    Attributes:
-        y: the measurement, (B, ...).
-        state: what the operator drew for it (a mask, a kernel, a code); empty where nothing is random.
-        noise: of this measurement, where that is not the task's.
-    """
-
-    y: Tensor
-    state: dict[str, Tensor] = field(default_factory=dict)
-    noise: Noise | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return y and the state by name, for a file."""
-        return {"y": self.y, **self.state}
+from util.logging import LOGGER
 
 
 @contextmanager
@@ -41,21 +26,33 @@ def _about(part: str, not_settings: Collection[str] = ()) -> Iterator[None]:
     """Say in a UserError which part of the task it is about; refuse keywords that only code can give."""
     try:
         if not_settings:
-            raise UserError(f"{', '.join(sorted(not_settings))}: not for a task to give")
+            raise UserError(f"{', '.join(sorted(not_settings))}: a task cannot set this")
         yield
     except UserError as error:
+        if str(error).startswith(part):
+            raise
         raise UserError(f"{part}: {error}") from error
 
 
+def _made(make: Callable[..., Any], settings: Mapping[str, Any], part: str) -> Any:
+    """Return what is made of a ``name`` and keywords, which are the settings at a dotted path."""
+    keywords = dict(settings)
+    if "name" not in keywords:
+        raise UserError(f"{part} needs name")
+    return make(keywords.pop("name"), keywords, part)
+
+
 class Task:
-    """What is to be solved: an operator, a noise, and how the sampler is steered.
+    """A problem to solve: an operator, a noise, and how the sampler is steered.
 
     Args:
         operator: ``name`` and keywords of the operator.
         noise: ``name`` and keywords of the noise.
-        mask_opt: options of the operator's masks; they join its keywords, as published task files keep them apart.
-        method: name of the conditioning method.
+        mask_opt: options of the operator's masks; they are added to its keywords (published task files list them
+            separately).
+        method: name of the method of the soft step (published as conditioning method).
         params: its keywords.
+        span: black and white in the pictures that given measurements are of, where that is not -1 and 1.
 
     Raises:
         UserError: an unknown name, or a keyword that is unknown, missing or out of range.
@@ -68,15 +65,17 @@ class Task:
         mask_opt: Mapping[str, Any] | None = None,
         method: str = "ps",
         params: Mapping[str, Any] | None = None,
+        span: tuple[float, float] | None = None,
     ) -> None:
+        self.span = span
         self.settings = {"operator": {**operator, **(mask_opt or {})}, "noise": dict(noise)}
         self._method, self._params, self._device = method, dict(params or {}), torch.device("cpu")
         with _about("measurement.operator"):
-            self.operator: Operator = OPERATORS.build(**self.settings["operator"]).eval().requires_grad_(False)
+            self.operator: Operator = _made(build_operator, self.settings["operator"], "measurement.operator")
         with _about("measurement.noise", not_settings=noise.keys() & {"rng"}):
-            self.noise: Noise = get_noise(**noise)
+            self.noise: Noise = _made(NOISES.make, noise, "measurement.noise")
         with _about("conditioning", not_settings=self._params.keys() & {"model", "operator", "noiser"}):
-            self._conditioning(model=None)  # a mistake in its settings should not wait for the model
+            self._soft_step(model=None)  # a mistake in its settings should not wait for the model
 
     def to(self, device: torch.device) -> "Task":
         """Move the operator to a device, where everything is then computed."""
@@ -84,22 +83,48 @@ class Task:
         self._device = device
         return self
 
-    def _conditioning(self, model: Any) -> Any:
+    def _soft_step(self, model: Any) -> Any:
         return get_conditioning_method(self._method, model, self.operator, self.noise, **self._params)
 
-    def measure(
-        self, image: Tensor, rng: np.random.RandomState, noise_rng: np.random.RandomState, name: str | None = None
-    ) -> Measurement:
-        """Degrade images (B, 3, H, W) in [-1, 1]: draw the operator's state from one stream, the noise from another.
+    def check_channels(self, channels: int) -> None:
+        """Check that the operator can take images of so many channels.
 
-        ``name`` is that of a single image, for which there may be state of its own (`Operator.draw_for`).
+        Raises:
+            UserError: it needs colour.
+        """
+        if channels != 3 and self.operator.colour_only:
+            name = self.settings["operator"]["name"]
+            raise UserError(
+                f"measurement.operator: {name} is for colour images, and the model's have {channels} channel"
+            )
+
+    def measure(
+        self,
+        image: Tensor,
+        rng: np.random.RandomState,
+        noise_rng: np.random.RandomState,
+        origin: Origin | None = None,
+    ) -> Measurement:
+        """Degrade images (B, C, H, W) in [-1, 1]: draw the operator's state from one stream, the noise from another.
+
+        ``origin`` is the picture of a single image, which may have state of its own (`Operator.draw_for`).
         """
         image = image.to(self._device)
-        draw = self.operator.draw if name is None else partial(self.operator.draw_for, name)
-        state = draw(image.shape, rng)
-        state = {name: tensor.to(self._device) for name, tensor in state.items()}
+        draw = self.operator.draw if origin is None else partial(self.operator.draw_for, origin)
+        state = {name: tensor.to(self._device) for name, tensor in drawn(draw(image.shape, rng), self.operator).items()}
         with torch.no_grad():
-            return Measurement(self.noise(self.operator(image, **state), noise_rng, **state), state)
+            return Measurement(self.noise(measured(self.operator, image, state), noise_rng, **state), state)
+
+    def try_out(self, shape: Sequence[int], origin: Origin) -> None:
+        """Measure a grey image (1, C, H, W) in place of a picture, to find errors in the code of a plugin.
+
+        Raises:
+            UserError: the operator cannot be used.
+        """
+        draw, grey = partial(self.operator.draw_for, origin), torch.zeros(tuple(shape)).requires_grad_()
+        state = drawn(draw(shape, np.random.RandomState(0)), self.operator)
+        with torch.enable_grad():
+            measured(self.operator, grey, state)
 
     def accept(self, tensors: Mapping[str, Tensor], image: Tensor) -> Measurement:
         """Return a measurement that was saved as `Measurement.tensors`, when it can be one of images of this shape.
@@ -108,7 +133,7 @@ class Task:
             UserError: it cannot.
         """
         if "y" not in tensors:
-            raise UserError("the saved measurement is none of this task's operator: it has no y")
+            raise UserError("the saved measurement is not of this task's operator: it has no y")
         measurement = self._on_device(tensors)
         expected = self._measured_shape(image.shape, measurement.state)
         if measurement.y.shape != expected:
@@ -128,51 +153,86 @@ class Task:
         Raises:
             UserError: the operator does not take the state.
         """
+        known = {*self.operator.state_names, *inspect.signature(self.operator.forward).parameters}
         try:
+            if state.keys() - known:
+                raise TypeError(f"it has {', '.join(sorted(state.keys() - known))}")
             with torch.no_grad():
-                return self.operator(torch.zeros(shape, device=self._device), **state).shape
+                return measured(self.operator, torch.zeros(shape, device=self._device), state).shape
         except (TypeError, RuntimeError) as error:
-            raise UserError(f"the saved measurement is none of this task's operator: {error}") from error
+            raise UserError(f"the saved measurement is not of this task's operator: {error}") from error
 
-    def given(self, name: str, tensors: Mapping[str, Tensor]) -> tuple[Measurement, tuple[int, int, int, int]]:
-        """Return a person's measurement, and the shape (1, 3, H, W) of the image that it is of.
+    def given(
+        self,
+        origin: Origin,
+        tensors: Mapping[str, Tensor],
+        channels: int = 3,
+        say: Say = LOGGER.log,
+        is_saved: bool = False,
+    ) -> tuple[Measurement, tuple[int, int, int, int]]:
+        """Return a person's measurement, and the shape (1, channels, H, W) of the image that it is of.
 
-        State that is not given is the operator's own, where nothing is random in it. What a mask drops is made zero, of
-        three equal channels one is taken where the operator gives one, and a noise level is estimated where the task
-        says so.
+        State that is not given is the operator's own, where nothing is random in it. With the task's ``span``, y is in
+        those units, and is brought to what the operator gives for pictures in [-1, 1]. What a mask drops is made zero;
+        of three equal channels one is taken where the operator gives one, and one is repeated where it gives three; a
+        noise level is estimated where the task says so.
 
         Args:
-            name: the image's.
+            origin: where it was read.
             tensors: ``y`` (1, ...), and the operator's state, or none of it.
+            channels: of the image.
+            say: is told what looks odd.
+            is_saved: whether a run has written it; then its state and its range need no check.
 
         Raises:
-            UserError: it is no measurement by this operator, or the operator's state is not known.
+            UserError: it is no measurement by this operator, the operator's state is not known, or values are far from
+                those that the operator gives.
         """
         height, width = self.operator.image_size(tensors["y"].shape)
-        shape = (1, 3, height, width)
+        shape = (1, channels, height, width)
         state = {key: value for key, value in tensors.items() if key != "y"}
+        if state and not is_saved:
+            state = self.operator.given_state(state, shape)
+        state = state or self.operator.brought(origin, shape)
         if not state:
-            self.operator.check_image(name, height, width)
-            state = self._known_state(name, shape)
+            self.operator.check_image(origin, height, width)
+            state = self._known_state(origin, shape)
         measurement = self._on_device({"y": tensors["y"], **state})
         y, expected = measurement.y, self._measured_shape(shape, measurement.state)
         if expected[1:2] == (1,) and y.shape[1] == 3 and (y == y[:, :1]).all():
             y = y[:, :1]
+        if expected[1:2] == (3,) and y.ndim == len(expected) and y.shape[1] == 1:
+            y = y.expand(expected[0], 3, *y.shape[2:])
         if y.shape != expected:
             raise UserError(
                 f"the measurement has shape {tuple(y.shape)}, and that of an image of {height} x {width} would have "
-                f"{tuple(expected)}"
+                f"{tuple(expected)}{self._likely_cause(y, expected, channels, measurement.state)}"
             )
         if "mask" in state:
             if self.noise.is_estimated:
                 raise UserError("sigma: estimate cannot tell noise from the edges of a mask: give a number")
             y = y * (measurement.state["mask"] > 0)
+        if not is_saved:
+            y = in_range(y, self.operator, shape, measurement.state, self.noise, self.span, say)
         return Measurement(y, measurement.state, self.noise.of(y)), shape
 
-    def _known_state(self, name: str, shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
+    def _likely_cause(self, y: Tensor, expected: Sequence[int], channels: int, state: Mapping[str, Tensor]) -> str:
+        """Return what to say of a measurement of another shape: its channels, or its last two sides exchanged."""
+        if y.ndim == len(expected) and y.shape[2:] == expected[2:]:
+            return f": it has {y.shape[1]} channels where {expected[1]} would fit the model"
+        turned = y.transpose(-1, -2).shape
+        height, width = self.operator.image_size(turned)
+        try:
+            fits = self._measured_shape((1, channels, height, width), state)[-2:] == turned[-2:]
+        except UserError:
+            fits = False
+        units = f" ({self.operator.units})" if self.operator.units else ""
+        return f"; with its last two sides exchanged it would be one of {height} x {width}{units}" if fits else ""
+
+    def _known_state(self, origin: Origin, shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
         """Return the operator's state for an image, which must be the same whatever the random stream."""
         self.operator.check_draw()
-        first, second = (self.operator.draw_for(name, shape, np.random.RandomState(seed)) for seed in (0, 1))
+        first, second = (self.operator.draw_for(origin, shape, np.random.RandomState(seed)) for seed in (0, 1))
         random = [key for key, value in first.items() if not torch.equal(value, second[key])]
         if random:
             raise UserError(
@@ -187,26 +247,33 @@ class Task:
 
     def condition_fn(self, measurement: Measurement, model: Any) -> Callable[..., tuple[Tensor, Tensor]]:
         """Return the soft step (`PosteriorSampling.conditioning`) with the measurement's own state."""
-        return partial(self._conditioning(model).conditioning, **measurement.state)
+        return partial(self._soft_step(model).conditioning, **measurement.state)
+
+    def noise_of(self, measurement: Measurement) -> Noise:
+        """Return the noise of a measurement: its own, or the task's."""
+        return measurement.noise or self.noise
 
     def noise_level(self, measurement: Measurement) -> float | None:
-        """Return the root mean square of the noise over all entries of y; None where it depends on the signal."""
-        return (measurement.noise or self.noise).root_mean_square(**measurement.state)
+        """Return the deviation of the noise of each measured entry of y; None where it depends on the signal."""
+        return self.noise_of(measurement).sigma
 
     def picture(self, measurement: Measurement) -> Tensor:
         """Return the measurement as a picture to look at, (B, 1 or 3, h, w), black at -1 and white at 1."""
         return self.operator.picture(measurement.y)
 
     def residual(self, measurement: Measurement, image: Tensor) -> float:
-        """Return the root mean square of ``y - A(x)`` over all entries of y, for images x (B, 3, H, W) in [-1, 1].
+        """Return the root mean square of ``y - A(x)`` over the measured entries of y, for images x (B, C, H, W) in
+        [-1, 1].
 
-        For the truth that is about the noise level (`noise_level`); a smaller one explains noise.
+        For the truth it is about the noise level (`noise_level`); a smaller residual fits noise.
         """
         with torch.no_grad():
             difference = measurement.y - self.operator(image.to(self._device), **measurement.state)
-        return float(difference.square().mean().sqrt())
+        measured = self.noise_of(measurement).noisy_share(**measurement.state)
+        return float((difference.square().mean() / max(measured, torch.finfo(difference.dtype).tiny)).sqrt())
 
     def baseline(self, measurement: Measurement, shape: Sequence[int]) -> Tensor:
-        """Return what a person would make of the measurement without a model: (B, 3, H, W) in [-1, 1]."""
-        sigma = (measurement.noise or self.noise).sigma
-        return baselines.baseline(self.operator, measurement.y, shape, sigma, measurement.state)
+        """Return the restoration without a model: (B, C, H, W) in [-1, 1]."""
+        sigma = self.noise_of(measurement).sigma
+        with torch.no_grad():
+            return self.operator.baseline(measurement.y, shape, sigma, **measurement.state).clamp(-1, 1)

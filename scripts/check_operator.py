@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Check that a measurement operator has the properties that restoring relies on, and say what is missing.
+"""Check that a measurement operator has the properties that solvers rely on, and say what is wrong.
 
-The operator is one of a file of your own (see docs/OPERATORS.md) or a built-in one; words are its settings. Exit status
-0 when everything holds, 1 when something does not, 2 when the operator cannot be built.
+The operator is a built-in one, or comes from a file of your own (see docs/OPERATORS.md); key=value words are its
+settings. The exit status is 0 if all properties hold, 1 if one does not, and 2 if the operator cannot be built.
 
 examples:
   python scripts/check_operator.py my_operators.py:checkerboard
@@ -13,27 +13,22 @@ examples:
 import argparse
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm_inverse.operators import OPERATORS, Operator
-from ldm_inverse.properties import PROPERTIES, Build, PropertyError
 from util.cli import Parser, add_debug, exit_status, split_word
 from util.errors import UserError, printable
 from util.plugins import complaint, load_plugins
-from util.settings import from_words
 
 
-def _build(settings: Mapping[str, Any]) -> Operator:
-    return OPERATORS.build(**settings).eval().requires_grad_(False)
-
-
-def check(build: Build, debug: bool = False) -> bool:
+def check(build: Callable[[], Any], debug: bool = False) -> bool:
     """Print what each property of an operator finds; tells whether all hold."""
+    from ldm_inverse.properties import PROPERTIES, PropertyError  # need torch, which --help does not
+
     good = True
     for name, test in PROPERTIES.items():
         try:
@@ -51,16 +46,19 @@ def check(build: Build, debug: bool = False) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Build the operator as a task would, and check it."""
+    from ldm_inverse.operators.base import build_operator  # need torch, which --help does not
+    from ldm_inverse.runs.settings import from_words
+
     file, _, name = args.operator.rpartition(":")
     if args.operator.endswith(".py"):
         raise UserError(f"{args.operator}: which operator? Give its name too, as in {args.operator}:NAME")
     load_plugins([file] if file else [])
     settings = from_words(args.settings)
-    build = partial(_build, {**settings, "name": name})
+    build = partial(build_operator, name, settings, f"operator {name!r}")
     operator = build()
     print(f"{args.operator} ({type(operator).__name__}, linear = {operator.linear}), settings {settings or 'none'}")
     good = check(build, args.debug)
-    print("all properties hold" if good else "something is missing: see FAILS above")
+    print("all properties hold" if good else "something is wrong: see FAILS above")
     return 0 if good else 1
 
 

@@ -6,18 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import sample
-from util.argument_types import whole_number
-from util.cli import Parser, add_debug, exit_status
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ldm.models.diffusion.ddpm import LatentDiffusion
+from util.cli import Parser, add_debug, add_model, exit_status, split_word, whole_number
+from util.errors import UserError
 
 EXAMPLES = """The distance is the Fréchet distance between Gaussians fitted to features of both sets: mean and deviation
 of each channel of the first stage's latent over each quarter of the picture, in units of the reference's deviation. It
@@ -25,12 +19,12 @@ says how near colours, layout and amount of detail are, and nothing about single
 samples, so only rows of one table compare. The first row is what as many of the reference's own pictures get.
 
 example:
-  python scripts/compare_samplers.py --ldm_config configs/latent-diffusion/demo-ldm-vq-4.yaml \\
-      --diffusion_config models/demo/model.safetensors --reference FACES --n 512 --out results/samplers \\
+  python scripts/compare_samplers.py --model models/demo/model.safetensors \\
+      --reference FACES --n 512 --out results/samplers \\
       ddim:10 ddim:50 plms:10 dpm_solver:10 dpm_solver:10:order=3:spacing=log_snr
 
 A run reads SAMPLER:STEPS, and more of the sampler's settings after colons. In OUT: a folder of samples for each, and
-samplers.md. The same command again goes on where it was stopped; more runs or a larger --n add to what is there."""
+samplers.md. The same command continues where it was stopped; more runs or a larger --n add to the folder."""
 
 RUNS = [
     *(f"ddim:{steps}" for steps in (5, 10, 20, 50)),
@@ -38,22 +32,30 @@ RUNS = [
     *(f"plms:{steps}" for steps in (5, 10)),
     "ddpm:50",
 ]
-AT_ONCE = 32
 
 
-class Row(NamedTuple):
-    """A row of the table: what was sampled, passes through the UNet for each sample, and the distance."""
+class Run(NamedTuple):
+    """The request in one word: a sampler, its steps and its own settings."""
 
-    run: str
-    passes: int | None
-    distance: float
+    word: str
+    sampler: str
+    steps: int
+    settings: Sequence[tuple[str, str]]
+
+
+def run(word: str) -> Run:
+    """Read SAMPLER:STEPS[:key=value...]."""
+    sampler, _, rest = word.partition(":")
+    steps, *settings = rest.split(":")
+    if not steps.isdecimal() or int(steps) < 1:
+        raise UserError(f"{word}: expected SAMPLER:STEPS with a whole number of steps, such as ddim:50")
+    return Run(word, sampler, int(steps), [split_word(setting) for setting in settings])
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = Parser(description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("--ldm_config", required=True, type=Path, help="the model's architecture")
-    parser.add_argument("--diffusion_config", required=True, type=Path, help="its weights")
+    add_model(parser)
     parser.add_argument(
         "--reference", required=True, nargs="+", type=Path, metavar="PICTURES", help="folders or zip files of pictures"
     )
@@ -74,65 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace) -> None:
     """Sample, measure, write the table and print it."""
-    from data.picture_array import load_pictures
-    from model_loader import get_model
-    from util.errors import UserError
-    from util.files import make_folder, write_whole
-    from util.frechet import frechet_distance
+    from scripts.sampling.comparison import compare  # needs torch, which --help does not
+    from scripts.sampling.samples import Samples
 
-    runs = [sample.parse(sample_words(args, run)) for run in args.runs]
-    jobs = [sample.prepare(run) for run in runs]
-    model = get_model(args.ldm_config, args.diffusion_config, args.device)
-    make_folder(args.out)
-    pictures = load_pictures(args.reference, model.resolution, args.out / "reference.u8")
-    if len(pictures) < 2 * args.n:
-        raise UserError(f"--reference holds {len(pictures)} pictures: must be {2 * args.n} or more, twice --n")
-    reference = features(model, pictures)
-    held_out, reference = reference[: args.n], reference[args.n :]
-    deviation = reference.std(0)
-
-    def row(run: str, found: "np.ndarray", passes: int | None = None) -> Row:
-        return Row(run, passes, frechet_distance(reference / deviation, found / deviation))
-
-    rows = [row("pictures of the reference", held_out)]
-    for text, run, job in zip(args.runs, runs, jobs, strict=True):
-        sample.run(run)
-        rows.append(row(text, features(model, sample.read(run)), job.settings.passes(run.steps)))
-        write_whole(args.out / "samplers.md", table(rows, args.n).encode())
-    print(table(rows, args.n))
-
-
-def sample_words(args: argparse.Namespace, run: str) -> list[str]:
-    """The words for `scripts/sample.py` that make a run's samples."""
-    sampler, steps, *settings = [*run.split(":"), ""] if ":" not in run else run.split(":")
-    words = ["--ldm_config", args.ldm_config, "--diffusion_config", args.diffusion_config, "--device", args.device]
-    words += ["--sampler", sampler, "--steps", steps, "--n", args.n, "--seed", args.seed]
-    words += ["--threads", args.threads] if args.threads else []
-    return [*map(str, words), "--save_dir", str(args.out / run.replace(":", "_")), *settings]
-
-
-def features(model: "LatentDiffusion", pictures: "np.ndarray") -> "np.ndarray":
-    """Mean and deviation of each latent channel over each quarter of uint8 pictures (N, H, W, 3): (N, 8 C)."""
-    import numpy as np
-    import torch
-
-    from ldm.training.pictures import to_model_range
-
-    found = []
-    with torch.no_grad():
-        for first in range(0, len(pictures), AT_ONCE):
-            images = to_model_range(pictures[first : first + AT_ONCE]).to(model.device)
-            latents = model.encode_mode(images).float()
-            cells = latents.unflatten(3, (2, -1)).unflatten(2, (2, -1)).transpose(3, 4).flatten(4)
-            found.append(torch.cat([cells.mean(-1), cells.std(-1)], 1).flatten(1).cpu().double().numpy())
-    return np.concatenate(found)
-
-
-def table(rows: Sequence[Row], count: int) -> str:
-    """The rows as Markdown."""
-    lines = [f"| {count} samples of | passes each | distance |", "| --- | --- | --- |"]
-    lines += [f"| {run} | {'' if passes is None else passes} | {distance:.2f} |" for run, passes, distance in rows]
-    return "\n".join(lines) + "\n"
+    shared = {key: getattr(args, key) for key in ("ldm_config", "diffusion_config", "n", "seed", "device", "threads")}
+    runs = {
+        word: Samples(
+            **shared, sampler=sampler, steps=steps, settings=settings, save_dir=args.out / word.replace(":", "_")
+        )
+        for word, sampler, steps, settings in map(run, args.runs)
+    }
+    print(compare(list(runs.items()), args.reference, args.out))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,23 @@
 # Fetches the published checkpoints into models/.
 #
 #   bash scripts/download_models.sh NAME...
+#   bash scripts/download_models.sh hf ID...
 #
 #   ffhq, celeba            faces                 -> models/ldm/model.ckpt, models/ldm/celeba/model.ckpt
 #   cin                     ImageNet, by class    -> models/ldm/cin/model.ckpt
 #   lsun_churches           churches              -> models/ldm/lsun_churches/model.ckpt
 #   vq-f4, vq-f8, kl-f8     first stages          -> models/first_stage_models/NAME/model.ckpt
 #
-# The models hold their first stages: those alone are for other files that do not. Interrupted, it goes on where it
-# stopped when it is run again. What arrives is checked as a whole before it is unpacked.
+#   hf CompVis/ldm-celebahq-256           a model of the Hugging Face hub: the needed files, with its licence
+#                                         -> models/hub/CompVis/ldm-celebahq-256, which --model takes by its id
+#   hf someone/models:one.safetensors     one checkpoint of several
+#   hf openai/clip-vit-large-patch14      the tokenizer that Stable Diffusion 1's single files need
+#
+# The models contain their first stages; fetch first stages only for other files that lack them. After an interruption,
+# run it again: it continues where it stopped. Each download is checked as a whole before it is unpacked.
 #
 #   BASE_URL=https://mirror.example/ldm bash scripts/download_models.sh ffhq      another place that has NAME.zip
+#   HF_ENDPOINT=https://mirror.example HF_TOKEN=... bash scripts/download_models.sh hf ID     another hub, and who asks
 #   MODELS_DIR=/data/models bash scripts/download_models.sh ffhq                  another folder than models/
 #   STALL_SECONDS=300 bash scripts/download_models.sh ffhq                        patience with a silent server (60)
 set -euo pipefail
@@ -19,6 +26,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 base_url="${BASE_URL:-https://ommer-lab.com/files/latent-diffusion}"
 base_url="${base_url%/}"
+hub="${HF_ENDPOINT:-https://huggingface.co}"
+hub="${hub%/}"
 models="${MODELS_DIR:-models}"
 parts="$models/.downloads"  # unfinished downloads; nothing looks for a model here
 python="${PYTHON:-python3}"
@@ -42,9 +51,10 @@ size_of() { if [ -e "$1" ]; then wc -c <"$1"; else echo 0; fi; }
 
 # One request, going on behind what is there. Prints "<HTTP status> <content type>"; returns curl's exit status.
 request() {
-    local allowed="=https"
-    case "$base_url" in http://*) allowed="=http,https" ;; esac
-    curl --fail --location --proto "$allowed" --continue-at - --connect-timeout 30 \
+    local allowed="=https" header=""
+    case "$1" in http://*) allowed="=http,https" ;; esac
+    case "$1" in "$hub"/*) header="${HF_TOKEN:+Authorization: Bearer $HF_TOKEN}" ;; esac
+    curl --fail --location --proto "$allowed" --continue-at - --connect-timeout 30 --header @- <<<"$header" \
         --speed-limit 1 --speed-time "${STALL_SECONDS:-60}" "${progress[@]}" \
         --write-out '%{http_code} %{content_type}' --output "$2" "$1"
 }
@@ -59,21 +69,23 @@ start_again() {
     rm -f "$2"
 }
 
-# Downloads $1 to $2, over as many requests as it takes while each brings something.
+# Downloads $1 to $2, over as many requests as it takes while each brings something. The words behind are a command that
+# tells whether a file is whole.
 download() {
     local url="$1" part="$2" before answer status
+    shift 2
     while true; do
         before=$(size_of "$part")
         status=0
         answer=$(request "$url" "$part") || status=$?
         case "$status $answer" in
             *" 416 "*)  # Nothing lies behind what is there: it is all there, or it is something else.
-                if unpack --check "$part" 2>/dev/null; then return 0; fi
+                if "$@" 2>/dev/null; then return 0; fi
                 start_again "$url" "$part" "$before" || return 1
                 ;;
             "0 "*text/html* | "33 "*text/html*)
                 [ "$before" -gt 0 ] || rm -f "$part"
-                say "$url is a web page, not an archive. $elsewhere"
+                say "$url is a web page, not the file. $elsewhere"
                 return 1
                 ;;
             "0 "*) return 0 ;;
@@ -104,7 +116,7 @@ fetch() {
     fi
     mkdir -p "$parts"
     say "$name: $base_url/$name.zip"
-    download "$base_url/$name.zip" "$part" || return 1
+    download "$base_url/$name.zip" "$part" unpack --check "$part" || return 1
     mkdir -p "$folder"
     local status=0
     unpack "$part" "$folder/model.ckpt" || status=$?
@@ -121,6 +133,49 @@ fetch() {
     say "$name: $folder/model.ckpt"
 }
 
+hub_model() { "$python" scripts/hub_model.py "$@"; }
+
+# A model of the hub, by its id, with a colon and a file of it or without.
+fetch_hub() {
+    local id="${1%%:*}" file=() check=() folder part index listed name
+    case "$1" in *:*) file=(--file "${1#*:}") ;; esac
+    folder="$models/hub/$id"
+    part="$parts/hub/$id"
+    index="$part.json"
+    if [ -e "$folder" ]; then
+        say "$id is there already: $folder"
+        return 0
+    fi
+    mkdir -p "$part"
+    rm -f "$index"
+    download "$hub/api/models/$id?blobs=true" "$index" false || return 1
+    listed=$(hub_model list "$index" "${file[@]}") || { say "$id cannot be taken"; return 1; }
+    say "$id: licence $(sed -n 2p <<<"$listed"); $(sed 1,2d <<<"$listed" | wc -l) files"
+    if "$python" -c 'import huggingface_hub' 2>/dev/null; then
+        hub_model fetch "$index" "${file[@]}" --model "$id" --folder "$part" --endpoint "$hub" ||
+            { say "$id: huggingface_hub could not fetch it; the same command goes on"; return 1; }
+        rm -rf "$part/.cache"
+    else
+        while read -r name; do
+            check=(hub_model check "$index" "${file[@]}" --folder "$part" --only "$name")
+            if "${check[@]}" 2>/dev/null; then continue; fi
+            mkdir -p "$(dirname "$part/$name")"
+            download "$hub/$id/resolve/$(sed -n 1p <<<"$listed")/$name" "$part/$name" "${check[@]}" || return 1
+            if ! "${check[@]}"; then
+                rm -f "$part/$name"
+                say "$name was thrown away; run the same command to fetch it anew"
+                return 1
+            fi
+        done < <(sed 1,2d <<<"$listed")
+    fi
+    hub_model check "$index" "${file[@]}" --folder "$part" || { rm -rf "$part"; return 1; }
+    mkdir -p "$(dirname "$folder")"
+    mv "$part" "$folder"
+    rm -f "$index"
+    rmdir -p "$(dirname "$part")" 2>/dev/null || true
+    say "$id: $folder (--model $id)"
+}
+
 progress=(--silent --show-error)
 [ ! -t 2 ] || progress=(--progress-bar)
 
@@ -128,16 +183,30 @@ case "${1:-}" in
     -h | --help) usage; exit 0 ;;
     "") usage >&2; exit 2 ;;
 esac
+[ "$1" != hf ] || [ $# -gt 1 ] || { say "hf needs the id of a model, such as CompVis/ldm-celebahq-256"; exit 2; }
+fetcher=fetch
+if [ "$1" = hf ]; then
+    shift
+    fetcher=fetch_hub
+    elsewhere="A model that is not for everybody needs HF_TOKEN; another hub: HF_ENDPOINT=https://... (see --help)"
+fi
 for name in "$@"; do
-    folder_of "$name" >/dev/null || {
-        say "unknown name '$name': one of ffhq celeba cin lsun_churches vq-f4 vq-f8 kl-f8"
-        exit 2
-    }
+    if [ "$fetcher" = fetch_hub ]; then
+        [[ "$name" =~ ^[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*(:[A-Za-z0-9._/-]+)?$ ]] || {
+            say "'$name' is no id of a model, such as CompVis/ldm-celebahq-256"
+            exit 2
+        }
+    else
+        folder_of "$name" >/dev/null || {
+            say "unknown name '$name': one of ffhq celeba cin lsun_churches vq-f4 vq-f8 kl-f8, or hf and the id of a model"
+            exit 2
+        }
+    fi
 done
 command -v curl >/dev/null || { say "this needs curl"; exit 2; }
 
 failed=0
 for name in "$@"; do
-    fetch "$name" || failed=1
+    "$fetcher" "$name" || failed=1
 done
 exit "$failed"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the page of a run's folder, report.html, anew: for runs that are under way, were cut short, or are old.
+"""Write report.html, the page of a run's folder, again: for runs that are in progress, were interrupted, or are old.
 
 python scripts/report.py results/inpainting
 python scripts/report.py results/inpainting --inline 500 --save inpainting.html     # a single file to pass on
@@ -12,10 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.argument_types import whole_number
-from util.cli import Parser, add_debug, exit_status
-from util.files import write_whole
-from util.report import INLINED_MB, REPORT, report
+from ldm_inverse.runs.report import INLINED_MB, REPORT
+from util.cli import Parser, add_debug, exit_status, whole_number
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,6 +34,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def make(args: argparse.Namespace) -> None:
     """Write the page, and say where."""
+    from ldm_inverse.runs.report.page import report  # needs NumPy and torch, which --help does not
+    from util.files import write_whole
+
     path = args.save or args.run / REPORT
     write_whole(path, report(args.run, args.inline, path.parent))
     print(path)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every task, by every preset, sampler and seed named, with any model; ends in one table and one plot of all.
+# Runs every task with each preset, sampler and seed that is named, with any model; ends in one table and one plot.
 #
 #   bash scripts/run_all_tasks.sh [--tasks "NAME ..."] [--task_dir DIR] [--presets "NAME ..."] [--samplers "NAME ..."]
 #                                 [--seeds "N ..."] [--save_dir DIR] [--dry_run] [words for sample_condition.py]
@@ -10,10 +10,10 @@
 #   --samplers    such as "resample dps" (default: the task's)
 #   --seeds       (default: 0)
 #   --save_dir    results go to SAVE_DIR/TASK/PRESET/.../seed_N (default: results/all_tasks)
-#   --dry_run     what would be run, and its cost in network passes
+#   --dry_run     list what would be run, and its cost in network passes
 #
-# All else goes to sample_condition.py as it is: --ldm_config, --diffusion_config, --data, --limit, key=value, and for
-# job arrays --shard I/N. What is finished is not done again: after an interruption, run the same again.
+# All other words go to sample_condition.py: --ldm_config, --diffusion_config, --data, --limit, key=value, and for
+# job arrays --shard I/N. Finished runs are not repeated: after an interruption, give the same command again.
 #
 #   bash scripts/run_all_tasks.sh --task_dir configs/tasks/demo --presets "demo paper" --seeds "0 1" --limit 4 \
 #       --ldm_config configs/latent-diffusion/demo-ldm-vq-4.yaml --diffusion_config models/demo/model.safetensors \

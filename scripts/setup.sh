@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates .venv beside this project's files and installs requirements.txt into it.
-# Does nothing when that is done already for the requirements as they are now.
+# Creates .venv in the project's folder and installs requirements.txt into it.
+# Does nothing if that is done already for the present requirements.
 #
 #   bash scripts/setup.sh
 #   PYTHON=python3.12 bash scripts/setup.sh                  another Python (3.10 or newer) than python3

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Take the one model.ckpt out of a downloaded archive, after checking the archive as a whole.
 
-Nothing of the archive's own names is used: a name that leads out of the folder, or a link, ends it. The checkpoint
-appears complete or not at all. Uses the standard library only.
+The archive's own names are not used. An archive with a link, or with a name that leads out of its folder, is refused.
+The checkpoint appears complete or not at all. Only the standard library is used.
 """
 
 import argparse

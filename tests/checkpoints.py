@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from util.checkpoint import LEGACY_MAGIC
+# What the first pickle holds in the format that torch wrote before version 1.6.
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def write_zip(path: Path, content: bytes, storages: Mapping[str, bytes]) -> Path:

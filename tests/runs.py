@@ -1,4 +1,4 @@
-"""Helps to compare the folders of runs byte for byte, and to run the command in processes that can be killed."""
+"""Words for the command on the tiny model of the fixture `place`, and what reads and compares the folders of runs."""
 
 import csv
 import io
@@ -8,9 +8,44 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from sample_condition import main
+
+# Every stage runs, each for a moment.
+QUICK = [
+    "conditioning.resample.interval=1",
+    "conditioning.resample.pixel.max_iters=2",
+    "conditioning.resample.latent.max_iters=2",
+]
+
+
+def words(place, out, *extra, steps=6):
+    """The command's words for the tiny model; `steps` None leaves their number to the rest."""
+    return [
+        *("--ldm_config", str(place / "tiny.yaml"), "--diffusion_config", str(place / "tiny.safetensors")),
+        *("--task_config", str(place / "task.yaml"), "--device", "cpu", "--save_dir", str(out)),
+        *(["--ddim_steps", str(steps)] if steps else []),
+        *(QUICK + list(extra)),
+    ]
+
+
+def names(folder):
+    return sorted(path.stem for path in folder.glob("*.png"))
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def table(text):
+    return list(csv.DictReader(text.splitlines()))
+
+
+def rows(path):
+    return table(path.read_text())
 
 
 def snapshot(folder: Path) -> dict[str, object]:

@@ -3,16 +3,13 @@
 import io
 import os
 import stat
-import subprocess
-import threading
 import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.download import LocalServer, download, files
+
 CHECKPOINT = bytes(range(256)) * 800
 
 
@@ -28,28 +25,16 @@ def archive(*members):
 GOOD = archive(("model.ckpt", CHECKPOINT), ("config.yaml", "model: {}"))
 
 
-class Server:
+class Server(LocalServer):
     """Serves `content` for every path. Its attributes are how it behaves; `requests` lists what was asked for."""
 
     def __init__(self):
+        super().__init__()
         self.content, self.status, self.type = GOOD, 200, "application/zip"
         self.ranges = True  # whether it can begin in the middle
         self.cut_after = []  # bytes after which each of the next answers breaks off
         self.stall = False  # instead of breaking off, it says nothing more
         self.requests = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.answer(self)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
     def answer(self, request):
         asked = request.headers.get("Range")
@@ -75,8 +60,7 @@ class Server:
 def server():
     server = Server()
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
 
 
 @pytest.fixture
@@ -84,23 +68,9 @@ def run(server, tmp_path):
     """Run the script with the server and a models folder of the test's own; returns (status, messages)."""
 
     def run(*names, **environment):
-        done = subprocess.run(
-            ["bash", str(ROOT / "scripts/download_models.sh"), *names],
-            env={**os.environ, "BASE_URL": server.url, "MODELS_DIR": str(tmp_path / "models"), **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return done.returncode, done.stdout + done.stderr
+        return download([*names], tmp_path, {**os.environ, "BASE_URL": server.url, **environment})
 
     return run
-
-
-def files(tmp_path):
-    """Every file below the models folder, with its content."""
-    folder = tmp_path / "models"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -204,8 +174,7 @@ def test_a_dead_link_is_said_clearly(run, server, tmp_path, status):
 
 
 def test_a_server_that_is_not_there_is_said_clearly(run, server, tmp_path):
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
     status, messages = run("ffhq")
     assert (status, files(tmp_path)) == (1, {})
     assert "cannot reach" in messages

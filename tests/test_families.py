@@ -11,6 +11,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from model_loader import get_model
 from sample_condition import main
 from scripts import sample
+from tests.text_model import SHAPE, embedder_config
 from tests.tiny import SIDE, family, write_model, write_pictures
 
 CONDITIONAL_UNET = {"use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 16}
@@ -64,9 +65,21 @@ def words(place, name, out, *extra):
     return [str(word) for word in (*model, *run, "--ddim_steps", 4, "--quiet", *QUICK, *extra)]
 
 
+@pytest.fixture(scope="module")
+def text_place(place):
+    pytest.importorskip("transformers")
+    folder = place / "text"
+    folder.mkdir()
+    config = family(
+        {**CONDITIONAL_UNET, "context_dim": SHAPE["hidden_size"]}, cond_stage_config=embedder_config(folder)
+    )
+    write_model(folder, config)
+    return place
+
+
 @pytest.fixture
 def seen(monkeypatch):
-    """What the UNet is given: (batch, conditioning) of each call."""
+    """The UNet's inputs: (batch, conditioning) of each call."""
     calls, forward = [], LatentDiffusion.differentiable_apply_model
 
     def watched(model, z, t, cond=None):
@@ -154,4 +167,20 @@ def test_plain_samples_too(name, place, tmp_path, seen):
     assert sample.main([str(word) for word in (*model, *run, *label)]) == 0
     assert len(list((tmp_path / "samples").glob("*.png"))) == 2
     if label:
-        assert all(torch.equal(cond, embedding(place, name, 3).expand(2, -1, -1)) for _, cond in seen)
+        three = embedding(place, name, 3).expand(2, -1, -1)
+        assert all(torch.equal(cond, three) for _, cond in seen)
+
+
+def test_prompts_are_told_and_kept(text_place, tmp_path, seen, capsys):
+    prompts = ["--prompt", "a cat", "--negative_prompt", "a dog", "--ddim_scale", "3"]
+    assert main(words(text_place, "text", tmp_path / "a", *prompts)) == 0
+    assert restored(tmp_path / "a")
+    model = get_model(text_place / "text" / "tiny.yaml", text_place / "text" / "tiny.safetensors", "cpu")
+    both = model.get_learned_conditioning(["a dog", "a cat"])
+    assert all(torch.equal(cond, both) for _, cond in seen)
+    settings = yaml.safe_load((tmp_path / "a" / "settings.yaml").read_text())["settings"]
+    assert (settings["prompt"], settings["negative_prompt"], settings["ddim_scale"]) == ("a cat", "a dog", 3.0)
+    assert main(words(text_place, "text", tmp_path / "b", "class_label=7")) == 2
+    assert "no classes: it takes a prompt" in capsys.readouterr().err
+    assert main(words(text_place, "cin256-v2", tmp_path / "b", "--prompt", "a cat")) == 2
+    assert "no prompt: it takes a class_label" in capsys.readouterr().err

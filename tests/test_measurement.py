@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ldm_inverse.measurements import get_operator
+from ldm_inverse.runs.results import PASSES
 from sample_condition import main
-from tests.hostile.conftest import elsewhere, place, refused  # noqa: F401 (fixtures)
-from tests.test_sample_condition import words
+from tests.runs import words
 from tests.tiny import CONFIG, SIDE, write_pictures
-from util.results import PASSES
 
 
 def rows(path):
@@ -43,7 +43,7 @@ def to_picture(y):
     return Image.fromarray(((y[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
-def test_a_small_picture_is_enlarged(place, tmp_path, capsys):  # noqa: F811
+def test_a_small_picture_is_enlarged(place, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     to_picture(degraded(tmp_path)).save(tmp_path / "in" / "small.png")
     np.save(tmp_path / "in" / "exact.npy", degraded(tmp_path, (SIDE // 2, SIDE))[0].numpy())
@@ -52,12 +52,30 @@ def test_a_small_picture_is_enlarged(place, tmp_path, capsys):  # noqa: F811
     assert main(words(place, out, *given, steps=2)) == 0
     assert pixels(out / "recon" / "small.png").shape == (SIDE, SIDE, 3)
     assert pixels(out / "recon" / "exact.png").shape == (SIDE, 2 * SIDE, 3)
-    assert np.array_equal(pixels(out / "input" / "small.png"), pixels(tmp_path / "in" / "small.png"))
-    assert sorted(path.name for path in (out / "label").iterdir()) == ["exact.safetensors", "small.safetensors"]
+    assert np.array_equal(pixels(out / "label" / "small.png"), pixels(tmp_path / "in" / "small.png"))
+    assert sorted(path.name for path in (out / "label").iterdir()) == [
+        "exact.png",
+        "exact.safetensors",
+        "small.png",
+        "small.safetensors",
+    ]
+    assert not (out / "input").exists()
     table = rows(out / "metrics.csv")
-    assert list(table[0]) == ["image", "sample", "residual", "noise", "baseline_residual", *PASSES, "seconds"]
+    assert list(table[0]) == [
+        "image",
+        "sample",
+        "residual",
+        "noise",
+        "baseline_residual",
+        *PASSES,
+        "seconds",
+        "residual_per_noise",
+    ]
     assert [row["image"] for row in table] == ["exact", "small"]
     assert all(float(row["noise"]) == 0.05 and float(row["residual"]) > 0 for row in table)
+    assert all(
+        float(row["residual_per_noise"]) == pytest.approx(float(row["residual"]) / 0.05, rel=1e-4) for row in table
+    )
     told = capsys.readouterr()
     assert "no truth, so no PSNR" in told.out
     assert "small: residual" in told.err
@@ -67,17 +85,17 @@ def test_a_small_picture_is_enlarged(place, tmp_path, capsys):  # noqa: F811
     assert (out / "report.html").is_file()
 
 
-def test_the_residual_is_that_of_the_measurement_and_the_restoration(place, tmp_path, monkeypatch):  # noqa: F811
+def test_the_residual_is_that_of_the_measurement_and_the_restoration(place, tmp_path, monkeypatch):
     y = degraded(tmp_path, (SIDE, SIDE))
     save_file({"y": y}, tmp_path / "a.safetensors")
-    monkeypatch.setattr("ldm.models.diffusion.solver.Solver.restore", lambda *_, **__: y + 0.03)
+    monkeypatch.setattr("ldm_inverse.runs.restoration.restore", lambda *_, **__: y + 0.03)
     given = ["--measurement", str(tmp_path / "a.safetensors"), *task(tmp_path, {"name": "noise"})]
     assert main(words(place, tmp_path / "out", *given)) == 0
     (row,) = rows(tmp_path / "out" / "metrics.csv")
     assert float(row["residual"]) == pytest.approx(0.03, rel=1e-4)
 
 
-def test_noise_is_estimated_and_reported(place, tmp_path, capsys):  # noqa: F811
+def test_noise_is_estimated_and_reported(place, tmp_path, capsys):
     np.save(tmp_path / "noisy.npy", degraded(tmp_path, (SIDE, SIDE), sigma=0.2)[0].numpy())
     given = ["--measurement", str(tmp_path / "noisy.npy"), *task(tmp_path, {"name": "noise"}, "estimate")]
     assert main(words(place, tmp_path / "out", *given, "conditioning.resample.pixel.eps=noise", steps=2)) == 0
@@ -86,7 +104,7 @@ def test_noise_is_estimated_and_reported(place, tmp_path, capsys):  # noqa: F811
     assert f"noise {row['noise']}" in capsys.readouterr().err
 
 
-def test_masks_and_kernels_come_from_files(place, tmp_path):  # noqa: F811
+def test_masks_and_kernels_come_from_files(place, tmp_path):
     y = degraded(tmp_path, (SIDE, SIDE))
     (tmp_path / "in").mkdir()
     (tmp_path / "masks").mkdir()
@@ -107,7 +125,7 @@ def test_masks_and_kernels_come_from_files(place, tmp_path):  # noqa: F811
     assert main(words(place, tmp_path / "blurred", *given, steps=1)) == 0
 
 
-def test_a_runs_own_measurement_is_restored_without_its_truth(place, tmp_path):  # noqa: F811
+def test_a_runs_own_measurement_is_restored_without_its_truth(place, tmp_path):
     data = write_pictures(tmp_path / "in", ["one.png"])
     assert main(words(place, tmp_path / "run", "--data", str(data), steps=1)) == 0
     saved = tmp_path / "run" / "label" / "one.safetensors"
@@ -131,7 +149,7 @@ NEIGHBOURS = {
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
-def test_measurements_by_every_operator_are_read_back_and_given(name, place, tmp_path):  # noqa: F811
+def test_measurements_by_every_operator_are_read_back_and_given(name, place, tmp_path):
     """A run's label/ folder with its truths, its exact measurement without, a plain array, and the run again."""
     given = task(tmp_path, {"name": name, **NEIGHBOURS[name]})
     data = write_pictures(tmp_path / "in", ["one.png"])
@@ -157,14 +175,14 @@ def test_measurements_by_every_operator_are_read_back_and_given(name, place, tmp
     assert (tmp_path / "again/recon/one.png").read_bytes() == (run / "recon/one.png").read_bytes()
 
 
-def test_pad_restores_any_size_and_cuts_back(place, tmp_path, capsys):  # noqa: F811
+def test_pad_restores_any_size_and_cuts_back(place, tmp_path, capsys):
     write_pictures(tmp_path / "in", ["odd.png"], side=45)
     extra = ["--data", str(tmp_path / "in"), "--resize", "pad", "conditioning.resample.start=1/2"]
     assert main(words(place, tmp_path / "out", *extra, "measurement.mask_opt.image_size=45", steps=4)) == 0
     assert capsys.readouterr().err.count("the only size that the model was trained on") == 1
     for folder in ("input", "label", "recon"):
         assert pixels(tmp_path / "out" / folder / "odd.png").shape == (45, 45, 3)
-    assert np.array_equal(pixels(tmp_path / "out/label/odd.png"), pixels(tmp_path / "in/odd.png"))
+    assert np.array_equal(pixels(tmp_path / "out/input/odd.png"), pixels(tmp_path / "in/odd.png"))
     assert load_file(tmp_path / "out/label/odd.safetensors")["y"].shape == (1, 3, 45, 45)
     progress = sorted((tmp_path / "out/progress/odd").glob("step*.png"))
     assert {pixels(path).shape for path in progress} == {(45, 45, 3)}
@@ -172,7 +190,7 @@ def test_pad_restores_any_size_and_cuts_back(place, tmp_path, capsys):  # noqa: 
     assert float(row["baseline_psnr"]) > 20
 
 
-def test_what_fits_is_restored_alike_with_and_without_pad(place, tmp_path):  # noqa: F811
+def test_what_fits_is_restored_alike_with_and_without_pad(place, tmp_path):
     for method in ("error", "pad"):
         assert main(words(place, tmp_path / method, "--resize", method, "--limit", "1", steps=3)) == 0
     recon = [(tmp_path / method / "recon" / "a_jpg.png").read_bytes() for method in ("error", "pad")]
@@ -180,7 +198,7 @@ def test_what_fits_is_restored_alike_with_and_without_pad(place, tmp_path):  # n
 
 
 def test_padding_reflects():
-    from ldm_inverse.measured_picture import MeasuredPicture
+    from ldm_inverse.runs.measured_picture import MeasuredPicture
 
     picture = MeasuredPicture("a", "a", None, None, (1, 3, 3, 4), (8, 5))
     image = torch.arange(12.0).reshape(1, 1, 3, 4)
@@ -189,7 +207,7 @@ def test_padding_reflects():
     assert torch.equal(picture.crop(picture.pad(image)), image)
 
 
-def test_a_listed_picture_and_a_named_class(place, tmp_path, capsys):  # noqa: F811
+def test_a_listed_picture_and_a_named_class(place, tmp_path, capsys):
     (tmp_path / "list.txt").write_text(str(place / "pictures" / "sub" / "c.png"))
     config = {**CONFIG, "model": {**CONFIG["model"], "params": dict(CONFIG["model"]["params"])}}
     stage = {"n_classes": 4, "embed_dim": 8, "key": "class_label"}
@@ -222,14 +240,14 @@ WRONG = {
     "text.txt": (lambda path: path.write_bytes(b"\xff\xfe"), "not UTF-8"),
     "state.safetensors": (
         lambda path: save_file({"y": -torch.ones(1, 3, SIDE, SIDE), "mask": torch.ones(1, 1, 5, 5)}, path),
-        "none of this task's operator",
+        "mask: expected one of 32 x 32, got shape (1, 1, 5, 5)",
     ),
     "random.png": (lambda path: Image.new("RGB", (SIDE, SIDE)).save(path), "draws the mask at random"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_measurement_of_the_task_is_refused_in_a_line(name, refused, tmp_path):  # noqa: F811
+def test_what_is_no_measurement_of_the_task_is_refused_in_a_line(name, refused, tmp_path):
     write, told = WRONG[name]
     write(tmp_path / name)
     other = name in ("state.safetensors", "random.png")
@@ -250,16 +268,30 @@ WORDS = [
     ([], {"name": "inpainting", "mask_file": "{in}/wide.png"}, "24 x 32 and the image 32 x 32"),
     ([], {"name": "inpainting", "mask_file": "{in}/text.npy"}, "not a .npy file"),
     ([], {"name": "inpainting", "mask_file": "{in}"}, "no mask for 'a_jpg'"),
-    ([], {"name": "motion_blur", "kernel": "{in}/wide.png"}, "two odd sides"),
+    ([], {"name": "motion_blur", "kernel": "estimate"}, "estimate is not supported"),
     ([], {"name": "motion_blur", "kernel": "{in}/text.npy"}, "not a .npy file"),
 ]
 
 
 @pytest.mark.parametrize(("extra", "operator", "told"), WORDS, ids=[row[2] for row in WORDS])
-def test_inputs_that_do_not_go_together_are_refused_in_a_line(extra, operator, told, refused, place, tmp_path):  # noqa: F811
+def test_inputs_that_do_not_go_together_are_refused_in_a_line(extra, operator, told, refused, place, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(np.eye(24, 32) > 0).save(tmp_path / "in" / "wide.png")
     (tmp_path / "in" / "text.npy").write_text("a mask, honestly")
     operator, extra = json.loads(json.dumps([operator, extra]).replace("{in}", str(tmp_path / "in")))
     given = task(tmp_path, operator) + ([] if "--measurement" in extra else ["--data", str(place / "pictures")])
     assert told in refused(*given, *extra, "--limit", "1")
+
+
+def test_a_measurement_whose_surroundings_are_unknown_keeps_its_size(place, tmp_path):
+    """The kernel of 5x7 needs an image of 36x38 around y, and the model one of multiples of 4."""
+    scene = torch.from_numpy(np.random.RandomState(0).uniform(-1, 1, (1, 3, 36, 38))).float()
+    kernel = np.random.RandomState(1).uniform(size=(5, 7))
+    np.save(tmp_path / "kernel.npy", kernel)
+    y = get_operator("motion_blur", kernel=kernel, boundary="valid")(scene)
+    np.save(tmp_path / "y.npy", y[0].numpy())
+    operator = {"name": "motion_blur", "kernel": str(tmp_path / "kernel.npy"), "boundary": "valid"}
+    extra = ["--measurement", str(tmp_path / "y.npy"), *task(tmp_path, operator)]
+    assert main(words(place, tmp_path / "out", *extra, steps=2)) == 0
+    for folder in ("recon", "baseline", "label"):
+        assert Image.open(tmp_path / "out" / folder / "y.png").size == (32, 32), folder

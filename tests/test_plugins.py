@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm_inverse.operators import OPERATORS
+from ldm_inverse.solvers.samplers import POSTERIOR_SAMPLERS
 from sample_condition import main
 from scripts import check_operator
-from tests.hostile.conftest import elsewhere, place, refused  # noqa: F401 (fixtures)
-from tests.test_sample_condition import words
+from tests.runs import words
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "OPERATORS.md").read_text()
@@ -33,6 +33,46 @@ def example(tmp_path_factory):
     (task,) = blocks("yaml")
     (folder / "my_task.yaml").write_text(task)
     return folder
+
+
+SAMPLER = """
+from ldm_inverse.solvers.registry import register_sampler
+from ldm_inverse.solvers.settings import SamplerSettings
+from util.settings import Positive
+
+
+class MySettings(SamplerSettings):
+    shrink: Positive = 1.0
+
+
+@register_sampler("mine", settings=MySettings)
+def sample_mine(prior, problem, z, settings, run):
+    for step, index in run.steps():
+        z, x0, _ = prior.ddim_step(z, index)
+        z = z / settings.shrink
+        run.stepped(step)
+        run.finished(step, z, x0)
+    return z
+"""
+
+
+def test_a_plugins_sampler_has_settings_of_its_own(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(POSTERIOR_SAMPLERS, "_entries", dict(POSTERIOR_SAMPLERS._entries))
+    plugin = tmp_path / "sampler.py"
+    plugin.write_text(SAMPLER)
+    given = ["--plugin", str(plugin), "--limit", "1", "conditioning.main_sampler=mine"]
+    for out, more in (("plain", []), ("shrunk", ["conditioning.mine.shrink=2"])):
+        assert main(words(place, tmp_path / out, *given, *more)) == 0
+    recorded = yaml.safe_load((tmp_path / "shrunk" / "settings.yaml").read_text())["settings"]
+    assert recorded["conditioning"]["mine"] == {"refine": None, "shrink": 2.0}
+    pictures = [(tmp_path / out / "recon" / "a_jpg.png").read_bytes() for out in ("plain", "shrunk")]
+    assert pictures[0] != pictures[1]
+    capsys.readouterr()
+    assert main(words(place, tmp_path / "bad", *given, "conditioning.mine.shrnk=2")) == 2
+    assert "unknown setting of conditioning.mine 'shrnk': did you mean 'shrink'?" in capsys.readouterr().err
+    assert main(words(place, tmp_path / "bad", *given, "--preset", "fastest")) == 2
+    assert "made for resample, and main_sampler is mine: leave --preset out" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
 
 
 NAMES = re.findall(r'@register_operator\(name="(\w+)"\)', PAGE)
@@ -57,7 +97,7 @@ def test_the_page_lists_every_property():
     assert all(f"| {name.replace('_', ' ')} |" in table for name in PROPERTIES)
 
 
-def test_the_pages_task_is_restored_by_its_plugin_and_again_from_the_run(example, place, tmp_path):  # noqa: F811
+def test_the_pages_task_is_restored_by_its_plugin_and_again_from_the_run(example, place, tmp_path):
     plugin = example / "my_operators.py"
     extra = ["--plugin", str(plugin), "--task_config", str(example / "my_task.yaml"), "--limit", "1"]
     more = ["--data", str(place / "pictures"), "data.name=mirrored", "conditioning.method=bounded_ps"]
@@ -67,7 +107,7 @@ def test_the_pages_task_is_restored_by_its_plugin_and_again_from_the_run(example
     assert (columns == columns[:1]).all()
     assert 0 < columns.mean() < 1
     truth, source = (
-        np.asarray(Image.open(path)) for path in (tmp_path / "out/label/a_jpg.png", place / "pictures/a.jpg")
+        np.asarray(Image.open(path)) for path in (tmp_path / "out/input/a_jpg.png", place / "pictures/a.jpg")
     )
     assert np.array_equal(truth, source[:, ::-1])
     record = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())
@@ -79,7 +119,7 @@ def test_the_pages_task_is_restored_by_its_plugin_and_again_from_the_run(example
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
 
 
-def test_the_pages_noise_joins_any_task(example, place, tmp_path):  # noqa: F811
+def test_the_pages_noise_joins_any_task(example, place, tmp_path):
     (tmp_path / "task.yaml").write_text(
         "measurement: {operator: {name: noise}, noise: {name: speckle, deviation: 0.5}}\n"
         f"data: {{root: '{place / 'pictures'}'}}"
@@ -87,7 +127,7 @@ def test_the_pages_noise_joins_any_task(example, place, tmp_path):  # noqa: F811
     extra = ["--plugin", str(example / "my_operators.py"), "--task_config", str(tmp_path / "task.yaml")]
     assert main(words(place, tmp_path / "out", *extra, "--limit", "1", steps=1)) == 0
     y = load_file(tmp_path / "out" / "label" / "a_jpg.safetensors")["y"][0].permute(1, 2, 0)
-    truth = np.asarray(Image.open(tmp_path / "out" / "label" / "a_jpg.png")) / 127.5 - 1
+    truth = np.asarray(Image.open(tmp_path / "out" / "input" / "a_jpg.png")) / 127.5 - 1
     assert (y.numpy() / truth).std() == pytest.approx(0.5, rel=0.1)
 
 
@@ -107,7 +147,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_plugin_that_cannot_be_loaded_is_refused_in_a_line(name, refused, tmp_path):  # noqa: F811
+def test_a_plugin_that_cannot_be_loaded_is_refused_in_a_line(name, refused, tmp_path):
     content, told = BROKEN[name]
     if content is not None:
         (tmp_path / "own.py").write_text(content)
@@ -130,8 +170,64 @@ class Failing(Operator):
 """
 
 
+NO_OPERATOR = """
+from torch import nn
+from ldm_inverse.measurements import Operator, register_operator
+
+@register_operator("no_{kind}")
+def make():
+    return {value}
+
+class Returns(Operator):
+    def forward(self, x):
+        return None
+
+class Gives(Operator):
+    def __init__(self, function, state=()):
+        super().__init__()
+        self.function, self.state = function, dict(state) if state == () else state
+    def draw(self, shape, rng):
+        return self.state
+    def forward(self, x):
+        return self.function(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "told"),
+    [
+        (
+            "nothing",
+            "None",
+            "operator 'no_nothing' is not an ldm_inverse.measurements.Operator: its code returned None",
+        ),
+        ("module", "nn.Identity()", "is not an ldm_inverse.measurements.Operator: its code returned a Identity"),
+        ("tensor", "Returns()", "operator Returns: forward returned None, not a tensor"),
+        ("float", "Gives(lambda x: x.int())", "forward returned torch.int32 numbers for images in torch.float32"),
+        (
+            "batch",
+            "Gives(lambda x: x.mean())",
+            "forward returned shape () for images of (1, 3, 32, 32): the first dimension",
+        ),
+        ("shape", "Gives(lambda x: x[:0])", "forward returned shape (0, 3, 32, 32) for images of"),
+        ("gradient", "Gives(lambda x: x.detach())", "forward returned a tensor without a gradient to the image"),
+        ("draw", "Gives(lambda x: x, None)", "operator Gives: draw returned None, not a dictionary of tensors"),
+        ("state", "Gives(lambda x: x, {'a': 1})", "operator Gives: draw returned other things, not a dictionary"),
+    ],
+)
+def test_what_is_no_operator_is_told_in_a_line(kind, value, told, place, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(NO_OPERATOR.format(kind=kind, value=value))
+    (tmp_path / "task.yaml").write_text(f"measurement: {{operator: {{name: no_{kind}}}}}")
+    extra = ["--plugin", str(tmp_path / "own.py"), "--task_config", str(tmp_path / "task.yaml")]
+    assert main(words(place, tmp_path / "out", *extra, "--data", str(place / "pictures"), "--quiet")) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("when", "line"), [("built", "line 9, in __init__: "), ("used", "line 11, in forward: ")])
-def test_what_a_plugins_code_raises_later_is_told_in_a_line(when, line, place, tmp_path, capsys):  # noqa: F811
+def test_what_a_plugins_code_raises_later_is_told_in_a_line(when, line, place, tmp_path, capsys):
     (tmp_path / "own.py").write_text(FAILING.format(when=when))
     extra = ["--plugin", str(tmp_path / "own.py"), "measurement.mask_opt={}"]
     (tmp_path / "task.yaml").write_text(f"measurement: {{operator: {{name: failing_{when}}}}}")
@@ -142,9 +238,10 @@ def test_what_a_plugins_code_raises_later_is_told_in_a_line(when, line, place, t
     assert err.count("\n") == 1
     assert main(words(place, tmp_path / "out", *extra, "--debug")) == 2
     assert "Traceback" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_run_is_repeated_only_with_the_plugin_it_had(place, tmp_path, capsys):  # noqa: F811
+def test_a_run_is_repeated_only_with_the_plugin_it_had(place, tmp_path, capsys):
     own, run = tmp_path / "own.py", tmp_path / "run"
     own.write_text(
         "from ldm_inverse.operators.identity import *\nOPERATORS.register('own')(type('Own', (Identity,), {}))"
@@ -155,11 +252,11 @@ def test_a_run_is_repeated_only_with_the_plugin_it_had(place, tmp_path, capsys):
     unasked = ["--from", str(run), "--save_dir", str(tmp_path / "again")]
     capsys.readouterr()
     assert main(unasked) == 2  # a folder's code is not run because the folder says so
-    assert f"say so: --plugin {own}" in capsys.readouterr().err
+    assert f"to run it again, add --plugin {own}" in capsys.readouterr().err
     again = [*unasked, "--plugin", str(own)]
     own.write_text(own.read_text() + "\n")
     assert main(again) == 2
-    assert "own.py was changed since the run" in capsys.readouterr().err
+    assert "own.py has changed since the run" in capsys.readouterr().err
     own.unlink()
     assert main(again) == 2
     assert "own.py: cannot be read: No such file" in capsys.readouterr().err

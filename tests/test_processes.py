@@ -1,6 +1,5 @@
 """Several processes at one run: job arrays, and torch's own launcher. The folder is the same whatever the split."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,22 +10,23 @@ from pathlib import Path
 import pytest
 
 from sample_condition import main
-from tests.runs import snapshot
-from tests.test_sample_condition import place, words  # noqa: F401
+from tests.runs import snapshot, words
+from util.processes import share
 
 ROOT = Path(__file__).resolve().parents[1]
+CURVES = True  # runs in processes of their own draw them
 ONE_THREAD = ["--threads", "1", "--quiet"]
 
 
 @pytest.fixture(scope="module")
-def whole(place, tmp_path_factory):  # noqa: F811
-    """What one process leaves."""
+def whole(place, tmp_path_factory):
+    """The folder that one process leaves."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert main(words(place, out, *ONE_THREAD)) == 0
     return snapshot(out)
 
 
-def launch(place, out, processes, *launcher):  # noqa: F811
+def launch(place, out, processes, *launcher):
     """Start the command in so many processes by torch's launcher."""
     command = [
         sys.executable,
@@ -44,7 +44,7 @@ def launch(place, out, processes, *launcher):  # noqa: F811
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
-def test_the_parts_of_a_job_array_make_the_whole(order, place, whole, tmp_path):  # noqa: F811
+def test_the_parts_of_a_job_array_make_the_whole(order, place, whole, tmp_path):
     for part in order:
         assert snapshot(tmp_path) != whole
         assert main(words(place, tmp_path, *ONE_THREAD, "--shard", f"{part}/3")) == 0
@@ -54,7 +54,7 @@ def test_the_parts_of_a_job_array_make_the_whole(order, place, whole, tmp_path):
 @pytest.mark.parametrize(
     "processes", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
 )
-def test_launched_processes_make_the_same_folder(processes, place, whole, tmp_path):  # noqa: F811
+def test_launched_processes_make_the_same_folder(processes, place, whole, tmp_path):
     run = launch(place, tmp_path, processes)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
@@ -64,21 +64,18 @@ def test_launched_processes_make_the_same_folder(processes, place, whole, tmp_pa
 
 
 def kill_one_at_work(folder):
-    """Kill a process that works on an image."""
+    """Kill a process that works in a folder."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        for claim in folder.glob(".claims/images/*/claim"):
-            try:
-                os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
-            except (OSError, ValueError):  # it has just ended, or just begun
-                continue
+        for lock in folder.glob(".locks/* process *.lock"):
+            os.kill(int(lock.name.partition(" process ")[2].split()[0]), signal.SIGKILL)
             return
         time.sleep(0.02)
-    raise AssertionError("no process took an image")
+    raise AssertionError("no process began")
 
 
 @pytest.mark.slow
-def test_one_of_three_killed_and_launched_again_with_two(place, whole, tmp_path):  # noqa: F811
+def test_one_of_three_killed_and_launched_again_with_two(place, whole, tmp_path):
     run = launch(place, tmp_path, 3)
     kill_one_at_work(tmp_path)
     run.communicate(timeout=300)
@@ -91,9 +88,24 @@ def test_one_of_three_killed_and_launched_again_with_two(place, whole, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_launchers_own_restart_does_what_is_left(place, whole, tmp_path):  # noqa: F811
+def test_the_launchers_own_restart_does_what_is_left(place, whole, tmp_path):
     run = launch(place, tmp_path, 2, "--max-restarts=2")
     kill_one_at_work(tmp_path)
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert snapshot(tmp_path) == whole
+
+
+def test_ranks_take_images_by_their_position_in_the_whole_list(monkeypatch):
+    def ranks(world, shard=None):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        for rank in range(world):
+            monkeypatch.setenv("RANK", str(rank))
+            yield share("abcdefg", shard)
+
+    assert list(ranks(1)) == [list("abcdefg")]
+    assert list(ranks(3)) == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
+    assert list(ranks(2, (2, 3))) == [["b"], ["e"]]
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    assert share("abcdefg", (2, 3)) == ["b", "e"]

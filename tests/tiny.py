@@ -92,3 +92,17 @@ def write_pictures(folder: Path, names: list[str], side: int = SIDE) -> Path:
         small = seed.randint(0, 256, (4, 4, 3)).astype(np.uint8)
         Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(path)
     return folder
+
+
+def training_config(folder: Path) -> Path:
+    """Write the configuration of a tiny model and of the training of both its stages; returns its path."""
+    config = copy.deepcopy(CONFIG)
+    config["model"]["params"]["first_stage_config"]["params"]["ddconfig"]["ch_mult"] = [1, 4]
+    stages = [{"share": 1.0, "batch_size": 2, "crop": 16}]
+    common = {"learning_rate": 1e-3, "averages": [0.1], "stages": stages}
+    config["training"] = {
+        "autoencoder": {"init": "linear", "whitening": 0.25, "trainable": "all", **common},
+        "diffusion": {**common, "weight_cap": 20},
+    }
+    (folder / "model.yaml").write_text(yaml.safe_dump(config))
+    return folder / "model.yaml"

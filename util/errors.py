@@ -1,16 +1,16 @@
-"""The exception classes that end an image or the command, and are no defect of the program; how such are shown."""
+"""Exceptions that end an image or the command without being a defect of the program, and how they are shown."""
 
 
 class UserError(ValueError):
     """A mistake in a user's input: a setting, a path, a file.
 
-    The message says what is wrong, where, and how to mend it, in one line (two or three when there is more than one
+    The message says what is wrong, where, and how to correct it, in one line (two or three when there is more than one
     remedy). The command prints it on stderr without a traceback and exits with status 2.
     """
 
 
 class ImageError(Exception):
-    """One image cannot be restored, and others can: the command records why, and goes on.
+    """One image cannot be restored, and others can: the command records why, and continues.
 
     Args:
         reason: why, in a line.
@@ -27,8 +27,13 @@ class Terminated(BaseException):
     """The process was asked to end (SIGTERM). As KeyboardInterrupt, it passes handlers of Exception."""
 
 
+NO_MEMORY = ("failed to map segment", "annot allocate memory")  # as the system and its loader of libraries say it
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Tell by name and text, so that torch need not be imported for it."""
+    if isinstance(error, OSError | ImportError) and any(words in str(error) for words in NO_MEMORY):
+        return True
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))

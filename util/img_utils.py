@@ -1,16 +1,50 @@
 """Masks of pixels that are kept or dropped."""
 
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
-from util.checks import pair, real_number, whole_number
 from util.errors import UserError
-from util.registry import unknown
+from util.settings import Count, Settings, Unit, Whole, read, whole
+from util.words import unknown
 
 MASK_TYPES = ("random", "box", "extreme", "both")
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError("expected two numbers, as [low, high]")
+    return value[0], value[1]
+
+
+def _below(low_to_high: tuple[int, int]) -> tuple[int, int]:
+    if low_to_high[0] >= low_to_high[1]:
+        raise ValueError("expected the first number below the second, which is excluded")
+    return low_to_high
+
+
+def _not_falling(low_to_high: tuple[float, float]) -> tuple[float, float]:
+    if low_to_high[0] > low_to_high[1]:
+        raise ValueError("expected [low, high], low not above high")
+    return low_to_high
+
+
+LengthRange = Annotated[tuple[Count, Annotated[int, whole(2)]], BeforeValidator(_pair), AfterValidator(_below)]
+ShareRange = Annotated[tuple[Unit, Unit], BeforeValidator(_pair), AfterValidator(_not_falling)]
+Margin = Annotated[tuple[Whole, Whole], BeforeValidator(_pair)]
+
+
+class _MaskSettings(Settings):
+    """The options of `mask_generator`."""
+
+    mask_len_range: LengthRange | None
+    mask_prob_range: ShareRange | None
+    image_size: Count | None
+    margin: Margin
 
 
 class mask_generator:  # noqa: N801 (the published name)
@@ -40,14 +74,19 @@ class mask_generator:  # noqa: N801 (the published name)
     ) -> None:
         if mask_type not in MASK_TYPES:
             raise unknown("mask_type", mask_type, MASK_TYPES)
+        needed = {"random": ("prob",), "both": ("len", "prob")}.get(mask_type, ("len",))
+        given = {
+            "mask_len_range": mask_len_range if "len" in needed else None,
+            "mask_prob_range": mask_prob_range if "prob" in needed else None,
+        }
+        for name in (f"mask_{key}_range" for key in needed):
+            if given[name] is None:
+                raise UserError(f"mask_type {mask_type!r} needs {name}")
+        settings = read(_MaskSettings, {**given, "image_size": image_size, "margin": margin})
         self.mask_type = mask_type
-        self.has_box = mask_type != "random"
-        self.has_scatter = mask_type in ("random", "both")
+        self.mask_len_range, self.mask_prob_range = settings.mask_len_range, settings.mask_prob_range
+        self.margin, self.image_size = settings.margin, settings.image_size
         self.rng = np.random.RandomState() if rng is None else rng
-        self.mask_len_range = _length_range(mask_len_range, mask_type) if self.has_box else None
-        self.mask_prob_range = _share_range(mask_prob_range, mask_type) if self.has_scatter else None
-        self.margin = tuple(whole_number("margin", side, 0) for side in pair("margin", margin, "two whole numbers"))
-        self.image_size = None if image_size is None else whole_number("image_size", image_size, 1)
         if self.image_size is not None:
             self.check_size(self.image_size, self.image_size)
 
@@ -61,7 +100,7 @@ class mask_generator:  # noqa: N801 (the published name)
             raise UserError(
                 f"the mask is {self.image_size} x {self.image_size} (image_size) and the image {height} x {width}"
             )
-        if not self.has_box:
+        if self.mask_len_range is None:
             return
         need = [self.mask_len_range[1] + 2 * margin for margin in self.margin]
         if height < need[0] or width < need[1]:
@@ -76,7 +115,8 @@ class mask_generator:  # noqa: N801 (the published name)
         Returns:
             (B, 1, H, W) of zeros and ones, in the images' dtype and on their device.
         """
-        masks = [self.draw(*img.shape[-2:], self.rng) for _ in range(img.shape[0])]
+        height, width = img.shape[-2:]
+        masks = [self.draw(height, width, self.rng) for _ in range(img.shape[0])]
         return torch.from_numpy(np.stack(masks))[:, None].to(img)
 
     def draw(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
@@ -86,42 +126,25 @@ class mask_generator:  # noqa: N801 (the published name)
             UserError: masks of this size cannot be drawn.
         """
         self.check_size(height, width)
-        mask = self._box(height, width, rng) if self.has_box else np.ones((height, width), dtype=np.float32)
-        if self.mask_type == "extreme":
-            return 1 - mask
-        return mask * self._scatter(height, width, rng) if self.has_scatter else mask
+        mask = np.ones((height, width), dtype=np.float32)
+        if self.mask_len_range is not None:
+            mask = self._box(height, width, self.mask_len_range, rng)
+        if self.mask_prob_range is not None:
+            mask = mask * _scatter(height, width, self.mask_prob_range, rng)
+        return 1 - mask if self.mask_type == "extreme" else mask
 
-    def _box(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
-        box_height = rng.randint(*self.mask_len_range)
-        box_width = rng.randint(*self.mask_len_range)
+    def _box(self, height: int, width: int, sides: tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
+        box_height = rng.randint(*sides)
+        box_width = rng.randint(*sides)
         top = rng.randint(self.margin[0], height - self.margin[0] - box_height)
         left = rng.randint(self.margin[1], width - self.margin[1] - box_width)
         mask = np.ones((height, width), dtype=np.float32)
         mask[top : top + box_height, left : left + box_width] = 0
         return mask
 
-    def _scatter(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
-        share = rng.uniform(*self.mask_prob_range)
-        mask = np.ones(height * width, dtype=np.float32)
-        mask[rng.choice(mask.size, int(mask.size * share), replace=False)] = 0
-        return mask.reshape(height, width)
 
-
-def _length_range(value: Sequence[int] | None, mask_type: str) -> tuple[int, int]:
-    if value is None:
-        raise UserError(f"mask_type {mask_type!r} needs mask_len_range")
-    low, high = pair("mask_len_range", value, "two whole numbers")
-    low, high = whole_number("mask_len_range", low, 1), whole_number("mask_len_range", high, 2)
-    if low >= high:
-        raise UserError(f"mask_len_range: expected the first below the second, which is left out, got {[low, high]}")
-    return low, high
-
-
-def _share_range(value: Sequence[float] | None, mask_type: str) -> tuple[float, float]:
-    if value is None:
-        raise UserError(f"mask_type {mask_type!r} needs mask_prob_range")
-    low, high = pair("mask_prob_range", value, "two numbers")
-    low, high = real_number("mask_prob_range", low, 0, 1), real_number("mask_prob_range", high, 0, 1)
-    if low > high:
-        raise UserError(f"mask_prob_range: expected the first no larger than the second, got {[low, high]}")
-    return low, high
+def _scatter(height: int, width: int, dropped: tuple[float, float], rng: np.random.RandomState) -> np.ndarray:
+    share = rng.uniform(*dropped)
+    mask = np.ones(height * width, dtype=np.float32)
+    mask[rng.choice(mask.size, int(mask.size * share), replace=False)] = 0
+    return mask.reshape(height, width)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from util.errors import UserError
 
-_loaded: dict[str, ModuleType] = {}  # by the name that tracebacks give their code: the path
+_loaded: dict[str, str] = {}  # the SHA-256, by the name that tracebacks give their code: the path
 
 
 def load_plugins(paths: Sequence[str | Path], expected: Mapping[str, str] | None = None) -> list[str]:
@@ -36,18 +36,17 @@ def _load(path: str, expected: str | None) -> str:
     digest = hashlib.sha256(content).hexdigest()
     if expected not in (None, digest):
         raise UserError(
-            f"--plugin {path} was changed since the run that is to be repeated: its SHA-256 is {digest}, not {expected}"
+            f"--plugin {path} has changed since the run that is to be repeated: its SHA-256 is {digest}, not {expected}"
         )
-    before = _loaded.get(path)
-    if before is None or before.sha256 != digest:
+    if _loaded.get(path) != digest:
         _run(path, content, digest)
     return digest
 
 
 def _run(path: str, content: bytes, digest: str) -> None:
     module = ModuleType(f"plugin_{Path(path).stem}_{digest[:8]}")
-    module.__file__, module.sha256 = path, digest
-    before, _loaded[path] = _loaded.get(path), module
+    module.__file__ = path
+    before, _loaded[path] = _loaded.get(path), digest
     sys.modules[module.__name__] = module  # dataclasses and pickles look their module up
     try:
         exec(compile(content, path, "exec"), module.__dict__)

@@ -1,39 +1,17 @@
 """Names in settings files to the classes and functions behind them."""
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from util.errors import UserError
+from util.settings import keywords as checked_keywords
+from util.words import unknown
 
-T = TypeVar("T", bound=Callable[..., Any])
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the entry of ``known`` that looks most like ``word``, or None when none is similar.
-
-    Letter case is ignored in the comparison (``FFHQ`` is near ``ffhq``).
-    """
-    by_lower = {name.lower(): name for name in known}
-    matches = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
-    return by_lower[matches[0]] if matches else None
-
-
-def unknown(what: str, word: str, known: Iterable[str]) -> UserError:
-    """Return (not raise) the error for a word outside ``known``: the nearest match if any, then every known word.
-
-    Args:
-        what: what the word should have been, for example ``"operator"`` or ``"keyword of operator 'noise'"``.
-    """
-    names = sorted(known)
-    close = nearest(word, names)
-    hint = f"did you mean {close!r}? " if close else ""
-    return UserError(f"unknown {what} {word!r}: {hint}known: {', '.join(names) or '(none)'}")
+T = TypeVar("T")
 
 
 class Registry:
-    """A table from names to factories (classes or functions) of one kind of thing.
+    """A table from names to entries of one kind of thing: factories (classes or functions), which `build` calls, or
+    whatever else the name stands for.
 
     Args:
         kind: what the entries are, in the singular (``"operator"``); error messages use it.
@@ -41,25 +19,25 @@ class Registry:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._entries: dict[str, Callable[..., Any]] = {}
+        self._entries: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files a factory under ``name`` and hands it back unchanged.
+        """Return a decorator that files an entry under ``name`` and hands it back unchanged.
 
         Raises:
             ValueError: ``name`` is taken.
         """
 
-        def decorate(factory: T) -> T:
+        def decorate(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is already registered, as {self._entries[name]!r}")
-            self._entries[name] = factory
-            return factory
+            self._entries[name] = entry
+            return entry
 
         return decorate
 
-    def get(self, name: str) -> Callable[..., Any]:
-        """Return the factory filed under ``name``.
+    def get(self, name: str) -> Any:
+        """Return the entry filed under ``name``.
 
         Raises:
             UserError: no such name; the message offers the nearest one and lists all.
@@ -73,26 +51,17 @@ class Registry:
         """Return all registered names, sorted."""
         return sorted(self._entries)
 
-    def build(self, name: str, **kwargs: Any) -> Any:
-        """Call the factory filed under ``name`` with ``kwargs``.
+    def build(self, name: str, **keywords: Any) -> Any:
+        """Call the factory filed under ``name`` with its keywords, which are checked by its annotations.
 
         Raises:
-            UserError: no such name, a keyword the factory does not take (the nearest it takes is offered), or a
-                required one left out. Exceptions from the factory's own body pass through unchanged.
+            UserError: no such name, a keyword the factory does not take (the nearest it takes is offered), a required
+                one left out, or a value of the wrong type or range. Exceptions from the factory's own body pass
+                through unchanged.
         """
-        factory = self.get(name)
-        self._check_keywords(name, factory, kwargs)
-        return factory(**kwargs)
+        return self.make(name, keywords, f"{self.kind} {name!r}")
 
-    def _check_keywords(self, name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> None:
-        """Compare ``kwargs`` with the factory's signature, so that a TypeError from its body is never mistaken."""
-        parameters = inspect.signature(factory).parameters.values()
-        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            accepted = {p.name for p in named}
-            for keyword in kwargs:
-                if keyword not in accepted:
-                    raise unknown(f"keyword of {self.kind} {name!r}", keyword, accepted)
-        missing = [p.name for p in named if p.default is p.empty and p.name not in kwargs]
-        if missing:
-            raise UserError(f"{self.kind} {name!r} needs {', '.join(missing)}")
+    def make(self, name: str, keywords: Mapping[str, Any], where: str) -> Any:
+        """As `build`, for keywords that are the settings at the dotted path ``where``."""
+        factory = self.get(name)
+        return factory(**checked_keywords(factory, keywords, where))

@@ -1,46 +1,71 @@
 """First stages: the autoencoders whose latents the diffusion model knows."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.model import Decoder, Encoder
+from ldm.modules.diffusionmodules.model import CoderSettings, Decoder, Encoder
 from ldm.modules.quantize import VectorQuantizer
-from ldm.modules.sizes import MAX_ENTRIES, check_channels
-from ldm.util import reject_unknown
-from util.checks import whole_number
+from ldm.modules.sizes import Channels, Entries
+from ldm.util import read_params
+from util.errors import UserError
+from util.settings import Flag, Settings
+
+
+class AutoencoderSettings(Settings):
+    """The shape of an autoencoder.
+
+    Attributes:
+        embed_dim: channels of the latent.
+        ddconfig: the shape of Encoder and Decoder.
+        use_quant_conv, use_post_quant_conv: 1x1 convolutions behind the encoder and before the decoder.
+    """
+
+    embed_dim: Channels
+    ddconfig: CoderSettings
+    use_quant_conv: Flag = True
+    use_post_quant_conv: Flag = True
+
+
+class VQSettings(AutoencoderSettings):
+    """Those of a vector-quantised one, with the number of entries of its codebook."""
+
+    n_embed: Entries
+
+
+def _one_by_one(in_channels: int, out_channels: int, used: bool) -> nn.Module:
+    if used:
+        return nn.Conv2d(in_channels, out_channels, 1)
+    if in_channels != out_channels:
+        raise UserError("an autoencoder without use_quant_conv or use_post_quant_conv needs embed_dim = z_channels")
+    return nn.Identity()
 
 
 class VQModelInterface(nn.Module):
     """Vector-quantised autoencoder, used as the published latent diffusion models do.
 
-    Args:
-        embed_dim: channels of the latent.
-        n_embed: entries of the codebook.
-        ddconfig: arguments of Encoder and Decoder.
-        training_only: keys of published YAML files that only training read; ignored.
+    Keywords are those of `VQSettings`. Images have C = ``image_channels`` channels.
     """
 
-    def __init__(self, embed_dim: int, n_embed: int, ddconfig: Mapping[str, Any], **training_only: Any):
+    def __init__(self, **params: Any):
         super().__init__()
-        reject_unknown(type(self), training_only)
-        check_channels(embed_dim=embed_dim)
-        self.embed_dim, self.resolution = embed_dim, ddconfig["resolution"]
-        self.encoder = Encoder(**ddconfig)
-        self.decoder = Decoder(**ddconfig)
-        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
-        self.quantize = VectorQuantizer(whole_number("n_embed", n_embed, 1, MAX_ENTRIES), embed_dim)
-        self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
+        settings = read_params(VQSettings, params, type(self))
+        shape = settings.ddconfig
+        self.embed_dim, self.resolution, self.image_channels = settings.embed_dim, shape.resolution, shape.in_channels
+        self.encoder = Encoder(**shape.model_dump())
+        self.decoder = Decoder(**shape.model_dump())
+        self.downsampling = 2 ** (len(shape.ch_mult) - 1)
+        self.quantize = VectorQuantizer(settings.n_embed, settings.embed_dim)
+        self.quant_conv = _one_by_one(shape.z_channels, settings.embed_dim, settings.use_quant_conv)
+        self.post_quant_conv = _one_by_one(settings.embed_dim, shape.z_channels, settings.use_post_quant_conv)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to latents (B, embed_dim, H/f, W/f), before quantisation."""
+        """Images (B, C, H, W) in [-1, 1] to latents (B, embed_dim, H/f, W/f), before quantisation."""
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Latents (B, embed_dim, h, w) to images (B, 3, f h, f w), quantised first unless told not to."""
+        """Latents (B, embed_dim, h, w) to images (B, C, f h, f w), quantised first unless told not to."""
         if not force_not_quantize:
             z = self.quantize(z)[0]
         return self.decoder(self.post_quant_conv(z))
@@ -65,28 +90,31 @@ class DiagonalGaussian:
 
 
 class AutoencoderKL(nn.Module):
-    """Autoencoder with a Gaussian latent (Kingma and Welling, 2014); arguments as for VQModelInterface."""
+    """Autoencoder with a Gaussian latent (Kingma and Welling, 2014).
 
-    def __init__(self, embed_dim: int, ddconfig: Mapping[str, Any], **training_only: Any):
+    Keywords are those of `AutoencoderSettings`. Images have C = ``image_channels`` channels.
+    """
+
+    def __init__(self, **params: Any):
         super().__init__()
-        reject_unknown(type(self), training_only)
-        if not ddconfig["double_z"]:
-            raise ValueError("AutoencoderKL needs ddconfig.double_z: true")
-        check_channels(embed_dim=embed_dim)
-        self.embed_dim, self.resolution = embed_dim, ddconfig["resolution"]
-        self.encoder = Encoder(**ddconfig)
-        self.decoder = Decoder(**ddconfig)
-        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
-        self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
+        settings = read_params(AutoencoderSettings, params, type(self))
+        shape = settings.ddconfig
+        if not shape.double_z:
+            raise UserError("AutoencoderKL needs ddconfig.double_z: true")
+        self.embed_dim, self.resolution, self.image_channels = settings.embed_dim, shape.resolution, shape.in_channels
+        self.encoder = Encoder(**shape.model_dump())
+        self.decoder = Decoder(**shape.model_dump())
+        self.downsampling = 2 ** (len(shape.ch_mult) - 1)
+        self.quant_conv = _one_by_one(2 * shape.z_channels, 2 * settings.embed_dim, settings.use_quant_conv)
+        self.post_quant_conv = _one_by_one(settings.embed_dim, shape.z_channels, settings.use_post_quant_conv)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Images (B, 3, H, W) in [-1, 1] to the Gaussian over their latents."""
+        """Images (B, C, H, W) in [-1, 1] to the Gaussian over their latents."""
         # Its standard deviation is an exponential: not in half precision.
         return DiagonalGaussian(self.quant_conv(self.encoder(x)).to(x.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, embed_dim, h, w) to images (B, 3, f h, f w)."""
+        """Latents (B, embed_dim, h, w) to images (B, C, f h, f w)."""
         return self.decoder(self.post_quant_conv(z))
 
 
@@ -95,9 +123,9 @@ class IdentityFirstStage(nn.Module):
 
     downsampling = 1
 
-    def __init__(self, vq_interface: bool = False, **training_only: Any):
+    def __init__(self, vq_interface: Flag = False, **params: Any):
         super().__init__()
-        reject_unknown(type(self), training_only)
+        read_params(Settings, params, type(self))
 
     def encode(self, x: Tensor) -> Tensor:
         """x itself."""

@@ -1,40 +1,24 @@
 """Attention layers of the UNet: the plain multi-head block and the spatial transformer with cross-attention."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import GroupNorm, zero_module
 
-# Queries whose scores a processor holds at a time: of 4096 positions, 16 MB.
-QUERIES_AT_ONCE = 1024
-
-
-def one_head_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``softmax(q k^T / sqrt(C)) v`` for queries, keys and values (B, N, C) of a single, wide head.
-
-    On a processor by matrix products: torch's fused attention there is made for many narrow heads. It shares out only
-    samples and heads among the threads, so that the backward pass of one sample has one thread, and computes half
-    precision in float32.
-    """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-    keys = (k * k.shape[-1] ** -0.5).transpose(1, 2)
-    return torch.cat([torch.softmax(some @ keys, dim=-1) @ v for some in q.split(QUERIES_AT_ONCE, dim=1)], dim=1)
-
 
 class AttentionBlock(nn.Module):
     """Residual self-attention over the positions of a feature map (B, C, H, W).
 
-    A 1x1 convolution makes queries, keys and values. Its output channels are read as (head, qkv, C / heads), or with
-    ``use_new_attention_order`` as (qkv, head, C / heads); no tensor's shape tells the two apart.
+    ``norm`` comes first. A 1x1 convolution makes queries, keys and values. Its output channels are read as
+    (head, qkv, C / heads), or with ``use_new_attention_order`` as (qkv, head, C / heads); no tensor's shape tells the
+    two apart.
     """
 
-    def __init__(self, channels: int, num_heads: int, use_new_attention_order: bool = False):
+    def __init__(self, channels: int, num_heads: int, norm: nn.Module, use_new_attention_order: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.new_order = use_new_attention_order
-        self.norm = GroupNorm(channels)
+        self.norm = norm
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 
@@ -117,11 +101,18 @@ class SpatialTransformer(nn.Module):
     """Transformer blocks over the positions of a feature map (B, C, H, W), with ``context`` (B, M, context_dim)."""
 
     def __init__(
-        self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int | None, dropout: float = 0.0
+        self,
+        channels: int,
+        heads: int,
+        dim_head: int,
+        depth: int,
+        context_dim: int | None,
+        dropout: float = 0.0,
+        groups: int = 32,
     ):
         super().__init__()
         inner = heads * dim_head
-        self.norm = GroupNorm(channels, eps=1e-6)
+        self.norm = GroupNorm(channels, 1e-6, groups)
         self.proj_in = nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, heads, dim_head, context_dim, dropout) for _ in range(depth)

@@ -7,9 +7,22 @@ from torch import Tensor
 
 from ldm.models.autoencoder import VQModelInterface
 from ldm.training.pictures import Crop, cut, random_crops, to_model_range
+from ldm.training.settings import Stage
+from util.errors import UserError
 from util.metrics import psnr, to_uint8
 
 REVIVE_EVERY = 100
+
+
+def crop_side(stage: Stage) -> int:
+    """The side of a stage's crops.
+
+    Raises:
+        UserError: the stage has none.
+    """
+    if stage.crop is None:
+        raise UserError("a stage of an autoencoder's training needs crop")
+    return stage.crop
 
 
 class DecoderLoss:
@@ -26,19 +39,20 @@ class DecoderLoss:
         self.model, self.pictures, self.latents = model, pictures, latents
         self.quantised_share = quantised_share
 
-    def __call__(self, stage: dict, rng: np.random.RandomState) -> Tensor:
-        crops = random_crops(self.pictures, stage["batch_size"], stage["crop"], rng, self.model.downsampling)
+    def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
+        side = crop_side(stage)
+        crops = random_crops(self.pictures, stage.batch_size, side, rng, self.model.downsampling)
         device = next(self.model.parameters()).device
-        codes = torch.from_numpy(np.stack([self._codes(crop, stage["crop"]) for crop in crops])).to(device)
+        codes = torch.from_numpy(np.stack([self._codes(crop, side) for crop in crops])).to(device)
         with torch.no_grad():
             count = round(self.quantised_share * len(codes))
             codes = torch.cat([self.model.quantize(codes[:count])[0], codes[count:]])
             codes = codes.contiguous(memory_format=torch.channels_last)
         decoded = self.model.decode(codes, force_not_quantize=True).float()
-        return F.mse_loss(decoded, cut(self.pictures, crops, stage["crop"]).to(device))
+        return F.mse_loss(decoded, cut(self.pictures, crops, side).to(device))
 
     def _codes(self, crop: Crop, side: int) -> np.ndarray:
-        factor, row = self.model.downsampling, crop.index + crop.mirrored * len(self.pictures)
+        factor, row = self.model.downsampling, crop.picture + crop.mirrored * len(self.pictures)
         top, left = crop.top // factor, crop.left // factor
         return self.latents[row, :, top : top + side // factor, left : left + side // factor].astype(np.float32)
 
@@ -56,9 +70,9 @@ class AutoencoderLoss:
         self.uses = torch.zeros(model.quantize.n_e, device=self.device)
         self.steps = 0
 
-    def __call__(self, stage: dict, rng: np.random.RandomState) -> Tensor:
-        crops = random_crops(self.pictures, stage["batch_size"], stage["crop"], rng)
-        images = cut(self.pictures, crops, stage["crop"]).to(self.device)
+    def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
+        crops = random_crops(self.pictures, stage.batch_size, crop_side(stage), rng)
+        images = cut(self.pictures, crops, crop_side(stage)).to(self.device)
         latents = self.model.encode(images)
         quantised, codebook_loss, (_, _, indices) = self.model.quantize(latents)
         self._keep_alive(latents.detach(), indices, rng)
@@ -73,7 +87,8 @@ class AutoencoderLoss:
             return
         flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).float()
         unused = (self.uses == 0).nonzero().flatten()[: len(flat)]
-        self.model.quantize.embedding.weight[unused] = flat[torch.from_numpy(rng.permutation(len(flat))[: len(unused)])]
+        chosen = torch.from_numpy(rng.permutation(len(flat))[: len(unused)]).to(self.device)
+        self.model.quantize.embedding.weight[unused] = flat[chosen]
         self.uses.zero_()
 
 

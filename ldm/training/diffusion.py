@@ -1,43 +1,79 @@
 """The loss of a latent prior, on latents that are encoded once."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training.settings import NoiseLevels, Stage
 from util.errors import UserError
 
 UNIT_DEVIATION = (0.7, 1.4)
+# Of the timesteps drawn by noise level, this share is uniform, so that none is forgotten.
+UNIFORM_SHARE = 0.1
+
+
+def timestep_probabilities(alphas_cumprod: np.ndarray, timesteps: Literal["uniform"] | NoiseLevels) -> np.ndarray:
+    """How often each timestep is drawn: float64 (T,), sum 1.
+
+    With noise levels, ``log sigma``, ``sigma^2 = (1 - abar) / abar``, is normal but for a uniform tenth. In the
+    variables of flow matching this is the logit-normal density (Esser et al., 2024); Karras et al. (2022) use it too.
+    """
+    count = len(alphas_cumprod)
+    uniform = np.full(count, 1 / count)
+    if timesteps == "uniform":
+        return uniform
+    log_sigma = 0.5 * np.log(1 / alphas_cumprod.astype(np.float64) - 1)
+    density = np.exp(-0.5 * ((log_sigma - timesteps.mean) / timesteps.deviation) ** 2) * np.gradient(log_sigma)
+    return UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * density / density.sum()
+
+
+def draw_timesteps(probabilities: np.ndarray, count: int, rng: np.random.RandomState) -> np.ndarray:
+    """Draw ``count`` timesteps, one from each equal slice of the probability (Kingma et al., 2021, appendix I.1)."""
+    places = (rng.permutation(count) + rng.uniform(size=count)) / count
+    return np.searchsorted(np.cumsum(probabilities), places, side="right").clip(max=len(probabilities) - 1)
 
 
 class DiffusionLoss:
-    """Mean of ``w_t (eps - eps_theta(q_sample(z, t, eps), t))^2``, t uniform (Ho et al., 2020, equation 14).
+    """Mean of ``w_t (eps - eps_theta(q_sample(z, t, eps), t))^2`` (Ho et al., 2020, equation 14).
 
     ``w_t`` is 1 / SNR = (1 - abar_t) / abar_t, between 1 and ``weight_cap``. With equal weights (a cap of 1) the
     noisiest steps, which decide layout and colour, hardly count: a network that ignores the picture is nearly right.
 
     Args:
         latents: (N, C, h, w), the first stage's times the model's ``scale_factor``.
+        timesteps: which are drawn, see `timestep_probabilities`.
 
     Raises:
         UserError: latents far from unit deviation, for which the noise schedule would be wrong.
     """
 
-    def __init__(self, model: LatentDiffusion, latents: np.ndarray, weight_cap: float):
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        latents: np.ndarray,
+        weight_cap: float,
+        timesteps: Literal["uniform"] | NoiseLevels = "uniform",
+    ):
         deviation = float(np.std(latents[:256].astype(np.float32)))
         if not UNIT_DEVIATION[0] < deviation < UNIT_DEVIATION[1]:
             raise UserError(
                 f"the latents' deviation is {deviation:.3g}, the schedule expects 1: scale_factor: {1 / deviation:.3g}"
             )
         self.model, self.latents = model, latents
-        self.weights = (1 / model.alphas_cumprod - 1).clamp(1, weight_cap)
+        alphas_cumprod = model.get_buffer("alphas_cumprod")
+        self.weights = (1 / alphas_cumprod - 1).clamp(1, weight_cap)
+        self.probabilities = timestep_probabilities(alphas_cumprod.cpu().numpy(), timesteps)
 
-    def __call__(self, stage: dict, rng: np.random.RandomState) -> Tensor:
-        size, device = stage["batch_size"], self.model.device
+    def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
+        """The loss of a batch, a scalar; everything random comes from ``rng``."""
+        size, device = stage.batch_size, self.model.device
         chosen = rng.randint(len(self.latents), size=size)
         z = torch.from_numpy(self.latents[chosen].astype(np.float32)).to(device)
-        t = torch.from_numpy(rng.randint(self.model.num_timesteps, size=size)).to(device)
+        t = torch.from_numpy(draw_timesteps(self.probabilities, size, rng)).to(device)
         noise = torch.from_numpy(rng.standard_normal(z.shape).astype(np.float32)).to(device)
         noisy = self.model.q_sample(z, t, noise).contiguous(memory_format=torch.channels_last)
         errors = F.mse_loss(self.model.model(noisy, t).float(), noise, reduction="none").mean((1, 2, 3))

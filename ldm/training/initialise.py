@@ -7,6 +7,8 @@ Two things stand in the way, GroupNorm and SiLU before the last convolution. Eac
 above its deviation, so that the group's statistics hardly depend on the picture.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from util.errors import UserError
 
 PICTURES_FOR_COMPONENTS = 400
 CODES_FOR_CODEBOOK = 400_000
+PICTURES_AT_ONCE = 16
 KMEANS_ITERATIONS = 8
 CONSTANT = 100.0  # c, in deviations of the component
 
@@ -43,17 +46,25 @@ def linear_encoder(model: VQModelInterface, pictures: np.ndarray, whitening: flo
 
     ``w_k`` is ``deviation_k ** -whitening`` times the factor that gives the latent unit mean square. The residual
     branches start at zero and everything that the code does not need keeps its random values, so all of it can be
-    trained further.
+    trained further. It is worked out on the processor, whatever device the model is on.
 
     Raises:
         UserError: an encoder whose last level has fewer than 128 channels, or too few groups for its latent.
     """
-    encoder, z_channels = model.encoder, model.encoder.conv_out.out_channels
-    width = encoder.conv_out.in_channels
+    z_channels, width = model.encoder.conv_out.out_channels, model.encoder.conv_out.in_channels
     if width < 128 or z_channels > 32 or model.embed_dim != z_channels:
         raise UserError(
             "init: linear needs 128 channels at the last level, at most 32 z_channels, and embed_dim = z_channels"
         )
+    device = next(model.parameters()).device
+    model.cpu()
+    _write_linear_code(model, pictures, whitening)
+    model.to(device)
+
+
+def _write_linear_code(model: VQModelInterface, pictures: np.ndarray, whitening: float) -> None:
+    encoder: Any = model.encoder
+    z_channels, width = encoder.conv_out.out_channels, encoder.conv_out.in_channels
     components, mean, deviations = patch_components(pictures, model.downsampling, z_channels)
     weights = deviations ** (1 - whitening)
     scale = deviations**-whitening / weights.square().mean().sqrt()
@@ -76,8 +87,9 @@ def linear_encoder(model: VQModelInterface, pictures: np.ndarray, whitening: flo
     encoder.conv_out.weight[torch.arange(z_channels), first, 1, 1] = 1
     encoder.conv_out.weight[torch.arange(z_channels), first + 1, 1, 1] = -1
     encoder.conv_out.bias.copy_(-offset)
-    nn.init.dirac_(model.quant_conv.weight)
-    nn.init.zeros_(model.quant_conv.bias)
+    after: Any = model.quant_conv
+    nn.init.dirac_(after.weight)
+    nn.init.zeros_(after.bias)
 
 
 def _silence_residual_branches(network: nn.Module) -> None:
@@ -86,7 +98,7 @@ def _silence_residual_branches(network: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def _gather_patches(encoder: nn.Module, components: Tensor) -> None:
+def _gather_patches(encoder: Any, components: Tensor) -> None:
     """Carry pixels, then 2x2 blocks, ... in the first channels; the last downsampling applies the components."""
     encoder.conv_in.weight[:3].zero_()
     encoder.conv_in.bias[:3].zero_()
@@ -123,20 +135,24 @@ def _by_gathering(components: Tensor, gatherings: int) -> Tensor:
     return components
 
 
-def _keep(level: nn.Module, carried: int) -> None:
+def _keep(level: Any, carried: int) -> None:
     """Let the level's shortcuts pass the first ``carried`` channels unchanged."""
     for block in level.block:
-        if hasattr(block, "nin_shortcut"):
-            block.nin_shortcut.weight[:carried].zero_()
-            block.nin_shortcut.bias[:carried].zero_()
-            block.nin_shortcut.weight[torch.arange(carried), torch.arange(carried)] = 1
+        shortcut: Any = block.nin_shortcut
+        if isinstance(shortcut, nn.Conv2d):
+            weight, bias = shortcut.weight, shortcut.bias
+            assert bias is not None  # as the first stage makes its shortcuts
+            weight[:carried].zero_()
+            bias[:carried].zero_()
+            weight[torch.arange(carried), torch.arange(carried)] = 1
 
 
-def _spread(encoder: nn.Module, lift: Tensor, constants: Tensor, reserved: int) -> None:
+def _spread(encoder: Any, lift: Tensor, constants: Tensor, reserved: int) -> None:
     """Lay the code out in pairs and constants over the first ``reserved`` channels of the last level."""
     first = encoder.down[-1].block[0]
     count = lift.shape[1]
-    if hasattr(first, "nin_shortcut"):
+    conv: Any
+    if isinstance(first.nin_shortcut, nn.Conv2d):
         conv, inputs = first.nin_shortcut, torch.eye(count, dtype=torch.float64)[:, :, None, None]
     else:
         conv = encoder.down[-2].downsample.conv
@@ -150,18 +166,27 @@ def _spread(encoder: nn.Module, lift: Tensor, constants: Tensor, reserved: int) 
 @torch.no_grad()
 def codebook_from_data(model: VQModelInterface, pictures: np.ndarray, rng: np.random.RandomState) -> None:
     """Set the codebook to k-means centres (Lloyd's iterations) of the latents of random pictures."""
-    positions = (pictures.shape[1] // model.downsampling) ** 2
-    chosen = rng.permutation(len(pictures))[: max(1, CODES_FOR_CODEBOOK // positions)]
-    codes = torch.cat(
-        [model.encode(to_model_range(pictures[np.sort(part)])).permute(0, 2, 3, 1).reshape(-1, model.embed_dim)
-         for part in np.array_split(chosen, -(-len(chosen) // 16))]
-    )  # fmt: skip
     entries = model.quantize.embedding.weight
-    entries.copy_(codes[torch.from_numpy(rng.choice(len(codes), len(entries), replace=len(codes) < len(entries)))])
+    codes = _some_codes(model, pictures, rng).to(entries.device)
+
+    def some(count: int, replace: bool = True) -> Tensor:
+        return codes[torch.from_numpy(rng.choice(len(codes), count, replace=replace)).to(codes.device)]
+
+    entries.copy_(some(len(entries), replace=len(codes) < len(entries)))
     for _ in range(KMEANS_ITERATIONS):
         nearest = model.quantize.nearest(codes)
         counts = torch.bincount(nearest, minlength=len(entries))
         sums = torch.zeros_like(entries).index_add_(0, nearest, codes)
         empty = counts == 0
         entries.copy_(sums / counts.clamp(min=1)[:, None])
-        entries[empty] = codes[torch.from_numpy(rng.choice(len(codes), int(empty.sum())))]
+        entries[empty] = some(int(empty.sum()))
+
+
+def _some_codes(model: VQModelInterface, pictures: np.ndarray, rng: np.random.RandomState) -> Tensor:
+    """Latents (N, embed_dim) at every position of random pictures, about `CODES_FOR_CODEBOOK` of them."""
+    device = next(model.parameters()).device
+    positions = (pictures.shape[1] // model.downsampling) ** 2
+    chosen = rng.permutation(len(pictures))[: max(1, CODES_FOR_CODEBOOK // positions)]
+    parts = np.array_split(chosen, -(-len(chosen) // PICTURES_AT_ONCE))
+    encoded = [model.encode(to_model_range(pictures[np.sort(part)]).to(device)) for part in parts]
+    return torch.cat([latents.permute(0, 2, 3, 1).reshape(-1, model.embed_dim) for latents in encoded])

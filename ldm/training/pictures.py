@@ -16,7 +16,7 @@ def to_model_range(pictures: np.ndarray) -> Tensor:
 class Crop(NamedTuple):
     """A square of a picture, or of its mirror image."""
 
-    index: int
+    picture: int
     top: int
     left: int
     mirrored: bool
@@ -37,7 +37,7 @@ def cut(pictures: np.ndarray, crops: Sequence[Crop], side: int) -> Tensor:
     """The squares of uint8 pictures (N, H, W, 3): float32 (B, 3, side, side) in [-1, 1], channels last in memory."""
     batch = np.empty((len(crops), side, side, 3), dtype=np.uint8)
     for row, crop in zip(batch, crops, strict=True):
-        picture = pictures[crop.index]
+        picture = pictures[crop.picture]
         picture = picture[:, ::-1] if crop.mirrored else picture
         row[:] = picture[crop.top : crop.top + side, crop.left : crop.left + side]
     return to_model_range(batch)

@@ -1,56 +1,59 @@
-"""What the `training` block of a model's YAML may say, as frozen dataclasses that check themselves."""
+"""The `training` block of a model's YAML."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from fractions import Fraction
+from typing import Annotated, Any, Literal, TypeVar
 
-from ldm.models.diffusion.checked_settings import CheckedSettings, Count, NotNegative, Positive, Share, one_of
+from pydantic import Field, field_validator
+
 from util.errors import UserError
+from util.settings import Count, NotNegative, Number, Positive, Settings, Share, number, read
+
+# A power-function average is at most this wide: with equal weights for all steps.
+WIDEST = 0.288
+
+AverageWidth = Annotated[float, number(0, WIDEST, above_low=True)]
 
 
-def _crop(value: Any) -> int | None:
-    return None if value is None else Count.__metadata__[0](value)
-
-
-def _decay(value: Any) -> float:
-    if not Positive.__metadata__[0](value) < 1:
-        raise ValueError("must be a number above 0 and below 1")
-    return float(value)
-
-
-@dataclass(frozen=True)
-class Stage(CheckedSettings):
-    """A stage of a training: its share of the time, pictures a step, and side of the random crop (autoencoder)."""
+class Stage(Settings):
+    """Part of a training: its share of the whole, pictures a step, and the side of the random crop (autoencoder)."""
 
     share: Share
     batch_size: Count
-    crop: Annotated[int | None, _crop] = None
+    crop: Count | None = None
 
 
-def _stages(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError("must be a list of stages")
-    stages = [asdict(Stage.from_config(stage, f"stage {number}")) for number, stage in enumerate(value)]
-    return [{**stage, "share": float(stage["share"])} for stage in stages]
+class TrainingSettings(Settings):
+    """The settings of both stages of training.
 
-
-@dataclass(frozen=True)
-class TrainingSettings(CheckedSettings):
-    """What both stages of training need."""
+    Attributes:
+        learning_rate: the highest, reached after a warm-up.
+        flat_steps: the rate stays there for so many steps, then falls as one over the square root of the step, so that
+            no end need be known. None: it falls along half a cosine to the end.
+        averages: widths of the moving averages of the weights, as shares of the training so far.
+        stages: the parts of the training, in order.
+    """
 
     learning_rate: Positive
-    ema_decay: Annotated[float, _decay]
-    stages: Annotated[list[dict[str, Any]], _stages]
+    flat_steps: Count | None = None
+    averages: tuple[AverageWidth, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _shares_add_up(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        if abs(sum(float(stage.share) for stage in stages) - 1) > 1e-6:
+            raise ValueError("expected shares that add up to 1")
+        return stages
 
 
-@dataclass(frozen=True)
 class AutoencoderSettings(TrainingSettings):
     """`training.autoencoder`; configs/latent-diffusion/demo-ldm-vq-4.yaml says what each does."""
 
-    init: Annotated[str, one_of("linear", "random")]
+    init: Literal["linear", "random"]
     whitening: NotNegative
-    trainable: Annotated[str, one_of("all", "decoder")]
-    quantised_share: Share = 0.5
+    trainable: Literal["all", "decoder"]
+    quantised_share: Share = Fraction(1, 2)
 
     def check_crops(self, resolution: int, downsampling: int) -> None:
         """Check that every stage has a crop that can be cut and encoded.
@@ -58,27 +61,33 @@ class AutoencoderSettings(TrainingSettings):
         Raises:
             UserError: one has not.
         """
-        for stage in self.stages:
-            crop = stage["crop"]
-            if crop is None or crop > resolution or crop % downsampling:
+        for index, stage in enumerate(self.stages):
+            if stage.crop is None or stage.crop > resolution or stage.crop % downsampling:
                 raise UserError(
-                    f"training.autoencoder.stages: crop is {crop}: must be a multiple of {downsampling}, "
-                    f"at most {resolution}"
+                    f"training.autoencoder.stages.{index}.crop: expected a multiple of {downsampling}, "
+                    f"at most {resolution}, got {stage.crop}"
                 )
 
 
-@dataclass(frozen=True)
+class NoiseLevels(Settings):
+    """Timesteps drawn so that the logarithm of their noise-to-signal ratio is about normal."""
+
+    mean: Number
+    deviation: Positive
+
+
 class PriorSettings(TrainingSettings):
-    """`training.diffusion`."""
+    """`training.diffusion`: ``weight_cap`` and ``timesteps`` are those of `ldm.training.diffusion.DiffusionLoss`."""
 
     weight_cap: Positive
+    timesteps: Literal["uniform"] | NoiseLevels = "uniform"
 
 
-GROUPS = {"autoencoder": AutoencoderSettings, "diffusion": PriorSettings}
+T = TypeVar("T", bound=TrainingSettings)
 
 
-def read_training(config: Mapping[str, Any], stage: str) -> AutoencoderSettings | PriorSettings:
-    """Return the settings of a stage, "autoencoder" or "diffusion", from a model's YAML as a mapping.
+def read_training(model: type[T], config: Mapping[str, Any], stage: str) -> T:
+    """Return the settings ``training.STAGE`` of a model's YAML, given as a mapping, as a ``model``.
 
     Raises:
         UserError: there are none, a key is missing or unknown, or a value is of the wrong type or out of range.
@@ -88,4 +97,4 @@ def read_training(config: Mapping[str, Any], stage: str) -> AutoencoderSettings 
         raise UserError(
             f"the configuration has no `training.{stage}` block: see configs/latent-diffusion/demo-ldm-vq-4.yaml"
         )
-    return GROUPS[stage].from_config(block[stage], f"training.{stage}")
+    return read(model, block[stage], f"training.{stage}")

@@ -1,70 +1,126 @@
-"""Linear blurs: a known kernel, the same for every pixel, with reflected borders."""
+"""Linear blurs: a known kernel, the same for every pixel."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
+from data.sources import Origin
 from ldm_inverse.baselines import wiener
-from ldm_inverse.operators.base import OPERATORS, Operator, linear_map
-from ldm_inverse.operators.convolution import ReflectedCorrelation, too_small
-from util.array_files import read_numbers
-from util.checks import odd_number, real_number
+from ldm_inverse.operators.base import OPERATORS, Latest, Operator, linear_map, needed, of_image
+from ldm_inverse.operators.convolution import Boundary, Correlation, check_fit
+from ldm_inverse.operators.kernels import (
+    MAX_KERNEL_SIZE,
+    Kernel,
+    as_state,
+    gaussian_kernel,
+    given_kernel,
+    kernel_folder,
+    prepared,
+    trimmed,
+)
+from ldm_inverse.operators.motion_kernels import motion_blur_kernel
 from util.errors import UserError
-from util.motion_blur import motion_blur_kernel
+from util.logging import SayOnce
+from util.settings import Unit, number, whole
 
-MAX_KERNEL_SIZE = 1023
+KernelSide = Annotated[int, whole(3, MAX_KERNEL_SIZE, odd=True)]
 
 
 class Blur(Operator):
-    """Cross-correlation of each channel with a kernel, the image reflected at its borders (edge not repeated).
+    """Cross-correlation of each channel with a kernel.
 
     Args:
         kernel: (kh, kw) with odd sides, rounded to float32 as the reference's; None when `draw` makes it.
+        boundary: the values outside the image's borders. reflect, its mirror image (edge not repeated); circular, its
+            own copies; zero, mid-grey; valid, unknown: only places where the kernel stays inside the image are
+            measured, so the measurement is smaller than the image.
     """
 
     linear = True
+    state_names = ("kernel",)
+    kernel: Tensor | None
 
-    def __init__(self, kernel: np.ndarray | None = None) -> None:
+    def __init__(self, kernel: np.ndarray | None = None, boundary: Boundary = "reflect") -> None:
         super().__init__()
+        if kernel is not None and boundary == "valid":
+            kernel = trimmed(kernel)  # so that no more is unknown than need be
         self.register_buffer("kernel", None if kernel is None else as_state([kernel]))
-        # The map of the last kernel and size: an optimisation calls the same one thousands of times.
-        self._map: tuple[tuple, ReflectedCorrelation] | None = None
+        self.boundary = boundary
+        self.unknown_border = boundary == "valid"
+        self._map: Latest[Correlation] = Latest()
 
     def kernel_sides(self) -> tuple[int, int]:
         """Return the kernel's sides (kh, kw)."""
-        return tuple(self.kernel.shape[-2:])
+        kernel = needed({} if self.kernel is None else {"kernel": self.kernel}, "kernel")
+        return kernel.shape[-2], kernel.shape[-1]
 
     def check_size(self, height: int, width: int) -> None:
-        half_sides = [side // 2 for side in self.kernel_sides()]
-        if height <= half_sides[0] or width <= half_sides[1]:
-            raise too_small((height, width), half_sides)
+        check_fit((height, width), self.kernel_sides(), self.boundary)
 
-    def forward(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
-        correlation = self._correlation(x, kernel)
+    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+        rows, columns = self._border()
+        return measured[-2] + 2 * rows, measured[-1] + 2 * columns
+
+    def inside(self, x: Tensor) -> Tensor:
+        rows, columns = self._border()
+        return x[..., rows : x.shape[-2] - rows, columns : x.shape[-1] - columns]
+
+    def unmeasured(self, shape: Sequence[int], **state: Tensor) -> Tensor | None:
+        """Return 1 less the sum of the weights with which each pixel enters the measurement."""
+        if not self.unknown_border:
+            return None
+        (height, width), (rows, columns) = shape[-2:], self._border()
+        ones = torch.ones(1, 1, height - 2 * rows, width - 2 * columns)
+        like = next(iter(state.values()), self.kernel)
+        weight = self.transpose(ones.to(like), shape=None, **state)
+        return 1 - weight.clamp(0, 1)
+
+    def _border(self) -> tuple[int, int]:
+        """Return how many pixels at each border have no measurement: (rows, columns)."""
+        height, width = self.kernel_sides() if self.unknown_border else (0, 0)
+        return height // 2, width // 2
+
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
+        correlation = self._correlation((x.shape[-2], x.shape[-1]), x, state)
         return linear_map(x, correlation.apply, correlation.adjoint)
 
-    def transpose(self, y: Tensor, shape: Sequence[int] | None = None, kernel: Tensor | None = None) -> Tensor:
-        correlation = self._correlation(y, kernel)
+    def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
+        correlation = self._correlation(self.image_size(y.shape), y, state)
         return linear_map(y, correlation.adjoint, correlation.apply)
 
-    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, kernel: Tensor | None = None) -> Tensor:
-        return wiener(self, y, sigma, {} if kernel is None else {"kernel": kernel})
+    def proximal(self, y: Tensor, x0: Tensor, weight: float, **state: Tensor) -> Tensor | None:
+        """Divide in Fourier space where the boundary is circular: a blurred point transforms to A's eigenvalues."""
+        if self.boundary != "circular":
+            return None
+        point = x0.new_zeros(len(x0), 1, *x0.shape[-2:])
+        point[..., 0, 0] = 1
+        response = torch.fft.rfft2(self.forward(point, **state))
+        explained = response.conj() * torch.fft.rfft2(y) + weight * torch.fft.rfft2(x0)
+        return torch.fft.irfft2(explained / (response.abs().square() + weight), s=x0.shape[-2:])
 
-    def _correlation(self, x: Tensor, kernel: Tensor | None) -> ReflectedCorrelation:
-        kernel = self.kernel if kernel is None else kernel
-        if kernel is None:
-            raise TypeError("no kernel: pass the state that draw() returned")
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, **state: Tensor) -> Tensor:
+        """Return the Wiener estimate of each image."""
+        return torch.cat([self._wiener(y[i : i + 1], shape, sigma, of_image(state, i)) for i in range(len(y))])
+
+    def _wiener(self, y: Tensor, shape: Sequence[int], sigma: float | None, state: dict[str, Tensor]) -> Tensor:
+        apply, adjoint = partial(self.forward, **state), partial(self.transpose, shape=None, **state)
+        return wiener(apply, adjoint, y, sigma, shape[-2:], keeps_constants=self.boundary != "zero")
+
+    def _correlation(self, size: tuple[int, int], like: Tensor, state: Mapping[str, Tensor]) -> Correlation:
+        own = {} if self.kernel is None else {"kernel": self.kernel}
+        kernel = needed({**own, **state}, "kernel")
         version = None if kernel.is_inference() else kernel._version  # counts changes in place
-        key = (version, tuple(x.shape[-2:]), x.dtype, x.device)
-        if self._map is None or self._map[0] is not kernel or self._map[1] != key:
-            with torch.no_grad():
-                self._map = (kernel, key, ReflectedCorrelation(kernel, key[1], x.dtype, x.device))
-        return self._map[2]
+        return self._map.get(
+            (kernel, version, size, like.dtype, like.device),
+            lambda: Correlation(kernel, size, self.boundary, like.dtype, like.device),
+        )
 
 
 @OPERATORS.register("gaussian_blur")
@@ -74,89 +130,86 @@ class GaussianBlur(Blur):
     Args:
         kernel_size: side of the square kernel in pixels, odd, from 3.
         intensity: standard deviation in pixels, above 0.
-
-    Raises:
-        UserError: a value out of range.
+        boundary: as for `Blur`.
     """
 
-    def __init__(self, kernel_size: int = 61, intensity: float = 3.0) -> None:
-        size = odd_number("kernel_size", kernel_size, 3, MAX_KERNEL_SIZE)
-        sigma = real_number("intensity", intensity, 0, MAX_KERNEL_SIZE, above_low=True)
-        super().__init__(gaussian_kernel(size, sigma))
+    def __init__(
+        self,
+        kernel_size: KernelSide = 61,
+        intensity: Annotated[float, number(0, MAX_KERNEL_SIZE, above_low=True)] = 3.0,
+        boundary: Boundary = "reflect",
+    ) -> None:
+        super().__init__(gaussian_kernel(kernel_size, intensity), boundary)
 
 
 @OPERATORS.register("motion_blur")
 class MotionBlur(Blur):
-    """Blur by a camera in motion: a random kernel for each image, or one given kernel for all.
+    """Blur by a camera in motion, a random kernel for each image; or by a given kernel.
 
-    State: ``kernel`` (B, 1, kernel_size, kernel_size), float32.
+    State: ``kernel`` (B, 1, kh, kw), float32, where it is drawn or there is one for each picture.
 
     Args:
         kernel_size: side of the kernels to draw in pixels, odd, from 3.
         intensity: how crooked the camera's path is, from 0 (nearly straight) to 1.
-        kernel: a kernel for every image; then nothing is drawn and the other two are not used. An array (kh, kw) with
-            odd sides, or the path of a .npy file, a .safetensors file of one array, or a picture (read as grey). It is
-            divided by its sum. It is correlated with the image: of a point it makes the kernel turned by 180 degrees.
+        kernel: a kernel for every image, or one for each; then nothing is drawn and the other two are not used. It is
+            an array (kh, kw), a file (`data.array_choice.read_array`; a picture is read as grey), or a folder with a
+            file for each picture by its name; and it is divided by its sum.
+        kernel_is: correlation, it is correlated with the image; psf, it is the picture of a point, and is turned by 180
+            degrees first.
+        boundary: as for `Blur`.
 
     Raises:
-        UserError: a value out of range, or a kernel that cannot be read or used.
+        UserError: a kernel that cannot be read or used.
     """
 
     def __init__(
-        self, kernel_size: int = 61, intensity: float = 0.5, kernel: ArrayLike | str | PathLike | None = None
+        self,
+        kernel_size: KernelSide = 61,
+        intensity: Unit = 0.5,
+        kernel: Kernel | None = None,
+        kernel_is: Literal["correlation", "psf"] = "correlation",
+        boundary: Boundary = "reflect",
     ) -> None:
-        super().__init__(None if kernel is None else given_kernel(kernel))
-        self.kernel_size = odd_number("kernel_size", kernel_size, 3, MAX_KERNEL_SIZE)
-        self.intensity = real_number("intensity", intensity, 0, 1)
+        say, self._is_psf = SayOnce(), kernel_is == "psf"
+        is_folder = isinstance(kernel, str | PathLike) and os.path.isdir(kernel)
+        common = None if kernel is None or is_folder else given_kernel(kernel, self._is_psf, say)
+        super().__init__(common, boundary)
+        self.kernel_size, self.intensity, self._say = kernel_size, intensity, say
+        self._folder = kernel if is_folder else None
+        self._kernels = kernel_folder(Path(str(kernel)), self._is_psf, say) if is_folder else {}
 
     def kernel_sides(self) -> tuple[int, int]:
+        for state in self._kernels.values():
+            return state.shape[-2], state.shape[-1]
         return (self.kernel_size, self.kernel_size) if self.kernel is None else super().kernel_sides()
+
+    def check_image(self, origin: Origin, height: int, width: int) -> None:
+        self.check_size(height, width)
+        if self._kernels:
+            self._kernel_of(origin)
 
     def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
         if self.kernel is not None:
             return {}
+        if self._kernels:
+            raise UserError(
+                f"kernel {self._folder}: the folder has a kernel for each picture, and this one has no name"
+            )
         kernels = [motion_blur_kernel(self.kernel_size, self.intensity, rng) for _ in range(shape[0])]
         return {"kernel": as_state(kernels)}
 
+    def draw_for(self, origin: Origin, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
+        return {"kernel": self._kernel_of(origin)} if self._kernels else self.draw(shape, rng)
 
-def as_state(kernels: Sequence[np.ndarray]) -> Tensor:
-    """Stack kernels (kh, kw) to a float32 tensor (B, 1, kh, kw)."""
-    return torch.from_numpy(np.stack(kernels).astype(np.float32)[:, None])
+    def _kernel_of(self, origin: Origin) -> Tensor:
+        if origin.name not in self._kernels:
+            raise UserError(
+                f"kernel {self._folder}: no kernel for {origin.name!r}: there are {', '.join(self._kernels)}"
+            )
+        return self._kernels[origin.name]
 
-
-def gaussian_kernel(size: int, sigma: float) -> np.ndarray:
-    """Return what SciPy's Gaussian filter makes of a unit impulse in a square of ``size``: (size, size), sum one.
-
-    Where four deviations reach beyond the square, the rest is reflected into it.
-    """
-    from scipy.ndimage import gaussian_filter  # slow to import
-
-    impulse = np.zeros((size, size))
-    impulse[size // 2, size // 2] = 1
-    return gaussian_filter(impulse, sigma)
-
-
-def given_kernel(kernel: ArrayLike | str | PathLike) -> np.ndarray:
-    """Return a person's kernel, an array or a path, as float64 (kh, kw) of sum one.
-
-    Raises:
-        UserError: it cannot be read, or is not a kernel.
-    """
-    name = "kernel"
-    if isinstance(kernel, str | PathLike):
-        name = f"kernel {kernel}"
-        try:
-            kernel = read_numbers(Path(kernel))
-        except UserError as error:
-            raise UserError(f"kernel {error}") from error
-    try:
-        array = np.asarray(kernel, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: expected an array of numbers") from error
-    if array.ndim != 2 or any(side % 2 == 0 or side > MAX_KERNEL_SIZE for side in array.shape):
-        raise UserError(f"{name}: expected two odd sides up to {MAX_KERNEL_SIZE}, got an array of shape {array.shape}")
-    total = array.sum()
-    if not np.isfinite(array).all() or (array < 0).any() or total <= 0:
-        raise UserError(f"{name}: expected finite entries, none negative, not all zero")
-    # A kernel rounded to float32 sums to one only nearly; dividing would round it a second time.
-    return array if abs(total - 1) < 1e-5 else array / total
+    def given_state(self, state: Mapping[str, Tensor], shape: Sequence[int]) -> dict[str, Tensor]:
+        if "kernel" not in state:
+            return dict(state)
+        kernel = prepared("kernel", state["kernel"].cpu().numpy(), self._is_psf, self._say)
+        return {**state, "kernel": as_state([kernel])}

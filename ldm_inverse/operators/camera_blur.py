@@ -1,16 +1,18 @@
 """A nonlinear blur that needs no download."""
 
 import math
-from collections.abc import Sequence
-from os import PathLike
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
 from torch import Tensor
 
+from data.sources import Origin
 from ldm_inverse.operators.base import OPERATORS, Operator
-from ldm_inverse.operators.blur import MotionBlur
+from ldm_inverse.operators.blur import KernelSide, MotionBlur
+from ldm_inverse.operators.kernels import Kernel
+from util.settings import Unit
 
 # The light of a pixel of value s in [0, 1] is (exp(CONTRAST s) - 1) / (exp(CONTRAST) - 1): a logarithmic camera
 # response, which gives the pixel value 1/2 the same light, 0.218, as a display gamma of 2.2.
@@ -36,16 +38,23 @@ class CameraBlur(Operator):
         kernel_size: as for `motion_blur`.
         intensity: as for `motion_blur`.
         kernel: as for `motion_blur`.
+        kernel_is: as for `motion_blur`.
 
     Raises:
-        UserError: a value out of range, or a kernel that cannot be read or used.
+        UserError: a kernel that cannot be read or used.
     """
 
+    state_names = MotionBlur.state_names
+
     def __init__(
-        self, kernel_size: int = 31, intensity: float = 0.5, kernel: ArrayLike | str | PathLike | None = None
+        self,
+        kernel_size: KernelSide = 31,
+        intensity: Unit = 0.5,
+        kernel: Kernel | None = None,
+        kernel_is: Literal["correlation", "psf"] = "correlation",
     ) -> None:
         super().__init__()
-        self.blur = MotionBlur(kernel_size, intensity, kernel)
+        self.blur = MotionBlur(kernel_size, intensity, kernel, kernel_is)
 
     def check_size(self, height: int, width: int) -> None:
         self.blur.check_size(height, width)
@@ -53,9 +62,18 @@ class CameraBlur(Operator):
     def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
         return self.blur.draw(shape, rng)
 
-    def forward(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
+    def check_image(self, origin: Origin, height: int, width: int) -> None:
+        self.blur.check_image(origin, height, width)
+
+    def draw_for(self, origin: Origin, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
+        return self.blur.draw_for(origin, shape, rng)
+
+    def given_state(self, state: Mapping[str, Tensor], shape: Sequence[int]) -> dict[str, Tensor]:
+        return self.blur.given_state(state, shape)
+
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         # 1 + (exp(c) - 1) L = exp(c s), and the kernel's sum is one: the constants drop out.
-        light = self.blur((CONTRAST / 2 * (x + 1)).exp(), kernel)
+        light = self.blur((CONTRAST / 2 * (x + 1)).exp(), **state)
         # The transforms' rounding errors could take the light of an impossibly dark scene (x below -6) under zero.
         value = light.clamp_min(1e-3).log() / CONTRAST
         return 2 * (value - F.softplus(value - 1, beta=SHOULDER)) - 1

@@ -1,4 +1,4 @@
-"""Colours that are not there."""
+"""Colourisation: a grey picture is measured."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,15 @@ class Colourisation(Operator):
     """A(x) = 0.299 R + 0.587 G + 0.114 B: the grey picture (B, 1, H, W) in [-1, 1]."""
 
     linear = True
+    colour_only = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         return (x * _weights(x)).sum(1, keepdim=True)
 
-    def transpose(self, y: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
         return y * _weights(y)
 
-    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, **state: Tensor) -> Tensor:
         """Return the grey picture, as a picture without colour."""
         return y.expand(tuple(shape))
 

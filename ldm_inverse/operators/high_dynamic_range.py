@@ -1,11 +1,12 @@
-"""Bright and dark parts that are cut off."""
+"""High dynamic range: bright and dark parts are cut off."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor
 
 from ldm_inverse.operators.base import OPERATORS, Operator
-from util.checks import real_number
+from util.settings import number
 
 
 @OPERATORS.register("high_dynamic_range")
@@ -16,18 +17,15 @@ class HighDynamicRange(Operator):
 
     Args:
         scale: how many times more contrast, from 1 to 100.
-
-    Raises:
-        UserError: a value out of range.
     """
 
-    def __init__(self, scale: float = 2.0) -> None:
+    def __init__(self, scale: Annotated[float, number(1, 100)] = 2.0) -> None:
         super().__init__()
-        self.scale = real_number("scale", scale, 1, 100)
+        self.scale = scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         return (self.scale * x).clamp(-1, 1)
 
-    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, **state: Tensor) -> Tensor:
         """Return the measurement with the contrast taken back; what was cut off stays flat."""
         return y / self.scale

@@ -1,12 +1,12 @@
 """The operator of denoising."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from ldm_inverse.baselines import denoise, total_variation
 from ldm_inverse.operators.base import OPERATORS, Operator
-from util.registry import unknown
 
 BASELINES = {"non_local_means": denoise, "total_variation": total_variation}
 
@@ -16,26 +16,21 @@ class Identity(Operator):
     """A(x) = x: the measurement is the image and its noise.
 
     Args:
-        baseline: how the measurement is denoised without a model, non_local_means or total_variation.
-
-    Raises:
-        UserError: an unknown baseline.
+        baseline: how the measurement is denoised without a model.
     """
 
     linear = True
 
-    def __init__(self, baseline: str = "non_local_means") -> None:
+    def __init__(self, baseline: Literal["non_local_means", "total_variation"] = "non_local_means") -> None:
         super().__init__()
-        if baseline not in BASELINES:
-            raise unknown("baseline", baseline, BASELINES)
         self._denoise = BASELINES[baseline]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         return x
 
-    def transpose(self, y: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
         return y
 
-    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, **state: Tensor) -> Tensor:
         """Return the measurement, denoised by non-local means or by total variation."""
         return self._denoise(y, sigma)

@@ -1,14 +1,14 @@
-"""What a picture loses as a JPEG file (ITU-T T.81, JFIF 1.02)."""
+"""JPEG compression of a picture (ITU-T T.81, JFIF 1.02)."""
 
 import math
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_inverse.operators.base import OPERATORS, Operator
-from util.checks import whole_number
-from util.errors import UserError
+from util.settings import whole
 
 BLOCK = 8
 SUBSAMPLING = {444: 1, 420: 2}  # pixels along each side that share a chroma sample
@@ -57,25 +57,22 @@ class Jpeg(Operator):
     Args:
         quality: from 5 to 95.
         subsampling: 420, a chroma sample for 2x2 pixels, or 444, one for each.
-
-    Raises:
-        UserError: a value out of range.
     """
 
-    def __init__(self, quality: int = 10, subsampling: int = 420) -> None:
+    colour_only = True
+
+    def __init__(self, quality: Annotated[int, whole(5, 95)] = 10, subsampling: Literal[420, 444] = 420) -> None:
         super().__init__()
-        self.quality = whole_number("quality", quality, 5, 95)
-        if subsampling not in list(SUBSAMPLING):  # a list: what cannot be hashed is not in it either
-            raise UserError(f"subsampling: expected 420 or 444, got {subsampling!r}")
+        self.quality = quality
         self.step = SUBSAMPLING[subsampling]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         smooth = self.smooth(x)
         with torch.no_grad():
             correction = self._compress(x) - smooth
         return smooth + correction
 
-    def smooth(self, x: Tensor) -> Tensor:
+    def smooth(self, x: Tensor, **state: Tensor) -> Tensor:
         """Return x with its chroma averaged and interpolated: all that a file without quantisation would change."""
         if self.step == 1:
             return x

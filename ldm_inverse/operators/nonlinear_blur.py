@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from ldm_inverse.kernel_wizard import KernelWizard
-from ldm_inverse.operators.base import OPERATORS, Operator
+from ldm_inverse.operators.base import OPERATORS, Operator, needed
+from ldm_inverse.operators.kernel_wizard import KernelWizard
 from util.errors import UserError
 
 PUBLISHED_OPTIONS = "./bkse/options/generate_blur/default.yml"
@@ -34,6 +34,9 @@ class NonlinearBlur(Operator):
         UserError: the options or the weights are not there, or cannot be used.
     """
 
+    state_names = ("code",)
+    colour_only = True
+
     def __init__(self, opt_yml_path: str = PUBLISHED_OPTIONS, random_code: bool = False) -> None:
         super().__init__()
         self.random_code = random_code
@@ -51,9 +54,9 @@ class NonlinearBlur(Operator):
         codes = [(rng if self.random_code else np.random.RandomState(0)).randn(*size) for _ in range(shape[0])]
         return {"code": torch.from_numpy(np.concatenate(codes) * CODE_DEVIATION).float()}
 
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         self.check_size(*x.shape[-2:])
-        code = code.to(x).expand(x.shape[0], -1, -1, -1)
+        code = needed(state, "code").to(x).expand(x.shape[0], -1, -1, -1)
         return (2 * self.network.adaptKernel((x + 1) / 2, kernel=code) - 1).clamp(-1, 1)
 
 

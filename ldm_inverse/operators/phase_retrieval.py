@@ -1,6 +1,7 @@
 """The magnitude of a Fourier transform."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ldm_inverse.baselines import hybrid_input_output
 from ldm_inverse.operators.base import OPERATORS, Operator
-from util.checks import real_number
+from util.settings import number
 
 
 @OPERATORS.register("phase_retrieval")
@@ -16,28 +17,25 @@ class PhaseRetrieval(Operator):
     """A(x) = |F(pad(x))|: the magnitude of the centred, orthonormal Fourier transform, per channel.
 
     The image is padded with zeros on each side by int(oversample / 8 * 256) pixels, whatever its own size (256 is the
-    published one). The measurement is (B, 3, H + 2 pad, W + 2 pad), not negative, and not a picture.
+    published one). The measurement is (B, C, H + 2 pad, W + 2 pad), not negative, and not a picture.
 
     Args:
         oversample: from 0 to 16.
-
-    Raises:
-        UserError: a value out of range.
     """
 
-    def __init__(self, oversample: float = 2.0) -> None:
+    def __init__(self, oversample: Annotated[float, number(0, 16)] = 2.0) -> None:
         super().__init__()
-        self.pad = int(real_number("oversample", oversample, 0, 16) / 8.0 * 256)
+        self.pad = int(oversample / 8.0 * 256)
 
     def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
         return measured[-2] - 2 * self.pad, measured[-1] - 2 * self.pad
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         padded = F.pad(x, (self.pad,) * 4)
         # Centring the image as well would only change the phase.
         return torch.fft.fftshift(torch.fft.fft2(padded, norm="ortho").abs(), dim=(-2, -1))
 
-    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, **state: Tensor) -> Tensor:
         """Return what hybrid input-output finds; which of the `equivalents` it is, is left to chance."""
         return hybrid_input_output(y, self.pad)
 

@@ -3,25 +3,22 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm_inverse.baselines import filtered_back_projection
-from ldm_inverse.operators.base import OPERATORS, Operator, linear_map
-from util.checks import whole_number
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+from ldm_inverse.operators.base import OPERATORS, Latest, Operator, linear_map
+from util.settings import whole
 
 MAX_ANGLES = 720
 
 
 @OPERATORS.register("tomography")
 class Tomography(Operator):
-    """A(x): the Radon transform of each channel, (B, 3, angles, detectors).
+    """A(x): the Radon transform of each channel, (B, C, angles, detectors).
 
     The angles part 180 degrees evenly. There is a detector for each pixel of the image's diagonal, so that all of it is
     seen; outside the image is zero (mid-grey). A line integral is divided by the image's longer side, which keeps it
@@ -29,18 +26,15 @@ class Tomography(Operator):
 
     Args:
         angles: how many, from 1 to 720.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     linear = True
+    units = "divide the sums along rays, as scikit-image's radon has them, by the image's longer side"
 
-    def __init__(self, angles: int = 25) -> None:
+    def __init__(self, angles: Annotated[int, whole(1, MAX_ANGLES)] = 25) -> None:
         super().__init__()
-        self.angles = whole_number("angles", angles, 1, MAX_ANGLES)
-        # The projector of the last size: an optimisation calls the same one thousands of times.
-        self._projector: tuple[tuple, Projector] | None = None
+        self.angles = angles
+        self._projector: Latest[Projector] = Latest()
 
     @property
     def theta(self) -> np.ndarray:
@@ -51,17 +45,17 @@ class Tomography(Operator):
         """Return the size of the square image that a sinogram is of, as its detectors tell it."""
         return 2 * (math.floor(measured[-1] / 2**0.5),)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **state: Tensor) -> Tensor:
         projector = self._project(x.shape[-2:], x)
         return linear_map(x, projector.apply, projector.adjoint)
 
-    def transpose(self, y: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
         """Return A^T y, the back-projection; ``shape`` is the image's, by default square."""
         size = self.image_size(y.shape) if shape is None else shape[-2:]
         projector = self._project(size, y)
         return linear_map(y, projector.adjoint, projector.apply)
 
-    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None) -> Tensor:
+    def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, **state: Tensor) -> Tensor:
         """Return the filtered back-projection."""
         return filtered_back_projection(y * max(shape[-2:]), self.theta, shape[-2:])
 
@@ -70,10 +64,10 @@ class Tomography(Operator):
         return y.repeat_interleave(max(round(y.shape[-1] / y.shape[-2]), 1), dim=-2)
 
     def _project(self, size: Sequence[int], like: Tensor) -> "Projector":
-        key = (*size, like.dtype, like.device)
-        if self._projector is None or self._projector[0] != key:
-            self._projector = (key, Projector(size, self.theta, like.dtype, like.device))
-        return self._projector[1]
+        return self._projector.get(
+            (tuple(size), like.dtype, like.device),
+            lambda: Projector((size[-2], size[-1]), self.theta, like.dtype, like.device),
+        )
 
 
 class Projector:
@@ -86,8 +80,8 @@ class Projector:
         device: of the images to come.
     """
 
-    def __init__(self, size: Sequence[int], theta: np.ndarray, dtype: torch.dtype, device: torch.device) -> None:
-        self.size = tuple(size)
+    def __init__(self, size: tuple[int, int], theta: np.ndarray, dtype: torch.dtype, device: torch.device) -> None:
+        self.size = size
         self.sinogram = (len(theta), detectors(size))
         self.dtype = torch.promote_types(dtype, torch.float32)
         matrix = joseph_matrix(size, theta) / max(size)
@@ -111,8 +105,8 @@ def detectors(size: Sequence[int]) -> int:
     return math.ceil(2**0.5 * max(size))
 
 
-def joseph_matrix(size: Sequence[int], theta: np.ndarray) -> "csr_matrix":
-    """Return the matrix (angles * detectors, H * W) of line integrals over images of ``size``, in pixels.
+def joseph_matrix(size: Sequence[int], theta: np.ndarray) -> Any:
+    """Return the sparse matrix (angles * detectors, H * W) of line integrals over images of ``size``, in pixels.
 
     The ray at angle theta and signed distance s from the centre, pixel (H // 2, W // 2), is the line of
     ``(column, row) = s (cos, -sin) + t (sin, cos)``. It is followed pixel by pixel along the axis that it is closer to,
@@ -127,7 +121,7 @@ def joseph_matrix(size: Sequence[int], theta: np.ndarray) -> "csr_matrix":
     return vstack([_joseph_angle(size, angle) for angle in np.deg2rad(theta)], format="csr")
 
 
-def _joseph_angle(size: Sequence[int], angle: float) -> "csr_matrix":
+def _joseph_angle(size: Sequence[int], angle: float) -> Any:
     """Return the rows of `joseph_matrix` of one angle, in radians."""
     from scipy.sparse import csr_matrix
 
@@ -152,8 +146,8 @@ def _joseph_angle(size: Sequence[int], angle: float) -> "csr_matrix":
     return csr_matrix((np.concatenate(entries), (np.concatenate(rays), np.concatenate(places))), shape=shape)
 
 
-def _to_torch(matrix: "csr_matrix") -> Tensor:
+def _to_torch(matrix: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        parts = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
-        return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=True)
+        starts, columns, values = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+        return torch.sparse_csr_tensor(starts, columns, values, size=matrix.shape, check_invariants=True)

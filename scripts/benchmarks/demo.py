@@ -2,12 +2,11 @@
 
 import csv
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scripts.benchmarks.report import markdown_table
+from scripts import restoring
+from scripts.text_tables import markdown_table
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,12 +25,11 @@ def restore(preset: str, task: Path, folder: Path, words: Sequence[str]) -> dict
     Raises:
         UserError: the command failed.
     """
-    command = [sys.executable, ROOT / "sample_condition.py", "--task_config", task, "--preset", preset]
-    command += ["--ldm_config", ROOT / "configs/latent-diffusion/demo-ldm-vq-4.yaml"]
-    command += ["--diffusion_config", ROOT / "models/demo/model.safetensors", "--data", ROOT / "data/demo"]
-    command += ["--save_dir", folder, "--quiet", *words]
+    model = ["--ldm_config", ROOT / "configs/latent-diffusion/demo-ldm-vq-4.yaml"]
+    model += ["--diffusion_config", ROOT / "models/demo/model.safetensors", "--data", ROOT / "data/demo"]
+    command = ["--task_config", task, "--preset", preset, *model, "--save_dir", folder, "--quiet", *words]
     shutil.rmtree(folder, ignore_errors=True)
-    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+    if restoring.restore([*map(str, command)]):
         raise UserError(f"the restoration of {task.stem} by preset {preset} failed: see above")
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -3,6 +3,8 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +58,7 @@ class _FlopCounter(TorchDispatchMode):
         super().__init__()
         self.total, self.formulas = 0, flop_registry
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         formula = self.formulas.get(func._overloadpacket)
         if formula is not None:
@@ -77,10 +79,10 @@ def attainable_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5)
     for channels, side in CONVOLUTIONS[device.type]:
         x = torch.randn(1, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-        runs[f"convolution {channels} {side}"] = lambda x=x, weight=weight: F.conv2d(x, weight, padding=1)
+        runs[f"convolution {channels} {side}"] = partial(F.conv2d, x, weight, padding=1)
     for side in PRODUCTS[device.type]:
         a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-        runs[f"product {side}"] = lambda a=a, b=b: a @ b
+        runs[f"product {side}"] = partial(torch.matmul, a, b)
     flop = {name: count_flop(run) for name, run in runs.items()}
     with torch.no_grad():
         best = {name: min(seconds(run, device) for _ in range(repeats + 1)) for name, run in runs.items()}

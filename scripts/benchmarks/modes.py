@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.arithmetic import HALF, PRECISIONS, Arithmetic, set_arithmetic
+from ldm.acceleration.arithmetic import HALF, PRECISIONS, Arithmetic, accelerate
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.dps import soft_step
-from ldm.models.diffusion.posterior import InverseProblem
 from ldm.models.diffusion.prior import DDIMSchedule, LatentPrior
-from ldm.models.diffusion.resample import fit_latent, fit_pixel, time_travel
-from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings, ResampleSettings
 from ldm.util import instantiate_from_config
-from ldm_inverse.task import Measurement, Task
+from ldm_inverse.measurement import Measurement
+from ldm_inverse.solvers.dps import soft_step
+from ldm_inverse.solvers.problem import InverseProblem
+from ldm_inverse.solvers.resample import fit_latent, fit_pixel, time_travel
+from ldm_inverse.solvers.resample_settings import LatentSettings, PixelSettings, ResampleSettings
+from ldm_inverse.task import Task
 from model_loader import build_model as model_without_weights
 from scripts.benchmarks import published
 from util.errors import UserError
@@ -36,7 +37,7 @@ NEVER = 1e-15
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed in one mode: a model, and what it restores.
+    """The objects timed in one mode: a model, and a problem for it.
 
     Attributes:
         plain: compute the published way.
@@ -57,8 +58,8 @@ class Subject:
 
     def plain_operator(self) -> nn.Module:
         """Return the operator in its plain rendering."""
-        size = tuple(self.image.shape[-2:])
-        plain = published.plain_operator(self.task.operator, self.measurement.state, size)
+        height, width = self.image.shape[-2:]
+        plain = published.plain_operator(self.task.operator, self.measurement.state, (height, width))
         return plain.to(self.image.device)
 
 
@@ -115,11 +116,11 @@ def make_subject(
     if arithmetic is None:
         model.model.requires_grad_(True)
     else:
-        set_arithmetic(model, arithmetic)
+        accelerate(model, arithmetic)
     task = Task({"name": operator, **OPERATORS[operator]}, {"name": "gaussian", "sigma": 0.01}).to(model.device)
     generator = torch.Generator().manual_seed(0)
     image = (torch.rand(1, 3, side, side, generator=generator) * 2 - 1).to(model.device)
-    measurement = task.measure(image, *(np.random.RandomState(seed) for seed in (0, 1)))
+    measurement = task.measure(image, np.random.RandomState(0), np.random.RandomState(1))
     z = torch.randn(batch, *model.latent_shape(side, side), generator=generator).to(model.device)
     return Subject(model, arithmetic is None, task, measurement, image, z)
 
@@ -127,11 +128,12 @@ def make_subject(
 def network_parts(subject: Subject) -> dict[str, Callable[[], Any]]:
     """Return what is timed of the networks."""
     model, z, problem = subject.model, subject.z, subject.problem()
-    prior = LatentPrior(model, DDIMSchedule.of(model.alphas_cumprod, STEPS))
+    schedule = DDIMSchedule.of(model.alphas_cumprod, STEPS)
+    prior = LatentPrior(model, schedule)
     settings = ResampleSettings()
     latent = LatentSettings(max_iters=1, eps=NEVER)
     t = torch.full((len(z),), 500, device=z.device)
-    scale = settings.soft_scale * prior.schedule.alphas[INDEX]
+    scale = settings.soft_scale * schedule.alphas[INDEX]
     parts: dict[str, Callable[[], Any]] = {
         "UNet forward": lambda: model.apply_model(z, t),
         "decoder forward": lambda: model.decode_first_stage(z),
@@ -142,7 +144,7 @@ def network_parts(subject: Subject) -> dict[str, Callable[[], Any]]:
     if subject.plain:
         operator, decode = subject.plain_operator(), model.differentiable_decode_first_stage
         parts["latent iteration"] = lambda: published.latent_iteration(decode, operator, subject.measurement.y, z)
-        timesteps = [torch.full((1,), prior.schedule.timesteps[INDEX - 1 - k], device=z.device) for k in range(5)]
+        timesteps = [torch.full((1,), schedule.timesteps[INDEX - 1 - k], device=z.device) for k in range(5)]
         parts["time travel"] = lambda: published.time_travel(model.model, z, timesteps)
     return parts
 

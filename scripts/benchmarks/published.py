@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ldm_inverse.operators import Operator
 from ldm_inverse.operators.blur import Blur
 from ldm_inverse.operators.inpainting import Inpainting
+from ldm_inverse.operators.resizer import resize_matrix
 from ldm_inverse.operators.super_resolution import SuperResolution
-from util.resizer import resize_matrix
 
 
 class DenseBlur(nn.Module):
@@ -51,6 +51,8 @@ class GatheredResize(nn.Module):
 class Masked(nn.Module):
     """The kept pixels, the others zero."""
 
+    mask: Tensor
+
     def __init__(self, mask: Tensor):
         super().__init__()
         self.register_buffer("mask", mask)
@@ -66,7 +68,7 @@ def plain_operator(operator: Operator, state: dict[str, Tensor], size: tuple[int
         TypeError: there is none for this operator.
     """
     if isinstance(operator, Blur):
-        return DenseBlur(state.get("kernel", operator.kernel))
+        return DenseBlur(state["kernel"] if "kernel" in state else operator.get_buffer("kernel"))
     if isinstance(operator, SuperResolution):
         return GatheredResize(size, operator.scale_factor)
     if isinstance(operator, Inpainting):

@@ -2,13 +2,14 @@
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scripts.text_tables import markdown_table
 from util.files import write_whole
 
 
@@ -111,12 +112,6 @@ def _quantity(value: float | None, unit: str) -> str:
     return (
         f"{value * 1e3:.3g} ms" if unit == "s" and value < 1 else f"{value:.3g} s" if unit == "s" else f"{value:.0f} MB"
     )
-
-
-def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose first two columns are text and the others numbers."""
-    rule = ["---" if column < 2 else "---:" for column in range(len(head))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
 
 
 def write(folder: Path, name: str, text: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ldm.arithmetic import Arithmetic
+from ldm.acceleration.arithmetic import Arithmetic
+from ldm.acceleration.memory import keep_freed_memory, map_large_blocks, peak_memory
 from scripts.benchmarks import modes
 from scripts.benchmarks.measure import seconds
-from scripts.benchmarks.report import markdown_table
-from util.memory import keep_freed_memory, map_large_blocks, peak_memory
+from scripts.text_tables import markdown_table
 
 MEASURED = ("UNet forward", "latent iteration")
 

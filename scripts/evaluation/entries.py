@@ -1,8 +1,8 @@
-"""What a table has a row for: a run, several that differ in their seed alone, a baseline, a folder of pictures."""
+"""Entries of a table: a run, several that differ in their seed alone, a baseline, a folder of pictures."""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,21 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.pictures import find_pictures
+from data.sources import find_pictures
 from ldm.training.pictures import to_model_range
-from ldm_inverse.task import Measurement
+from ldm_inverse.measurement import Measurement
+from ldm_inverse.runs.manifest import differences
+from ldm_inverse.runs.results import RATIO
+from ldm_inverse.runs.spread import coverage
 from scripts.evaluation.finished import FinishedRun, read_pixels
 from scripts.evaluation.quality import Networks, quality
 from scripts.evaluation.statistics import Summary, summarise
 from util.errors import UserError
 from util.metrics import to_uint8
-from util.record import differences
 
 BASELINE = "baseline"
 
 
 class Observation(NamedTuple):
-    """What was measured on one restoration.
+    """The measures of one restoration.
 
     Attributes:
         image: whose restoration it is.
@@ -120,17 +122,18 @@ def entries_of(runs: Sequence[FinishedRun], networks: Networks, names: Mapping[P
     Raises:
         UserError: something in a folder is damaged.
     """
-    entries, measured = [], {}
+    entries: list[Entry] = []
+    measured: dict[str, dict[tuple[str, str], Observation]] = {}
     groups = pooled(runs)
     called = titles(groups) if names is None else [names[group[0].folder] for group in groups]
     for title, group in zip(called, groups, strict=True):
         entry = Entry(title, [], [str(run.folder) for run in group], _task(group[0]), sum(run.failed for run in group))
         for run in group:
             for name, row in run.rows.items():
-                observation, baseline = _observe(run, name, row, networks)
+                observation, start = _observe(run, name, row, networks)
                 entry.observations.append(observation)
-                key = (baseline.image, baseline.measurement)
-                measured.setdefault(entry.task, {}).setdefault(key, baseline)
+                measured.setdefault(entry.task, {}).setdefault((start.image, start.measurement), start)
+        _add_coverage(entry)
         entries.append(entry)
     baselines = [Entry(BASELINE, list(found.values()), task=task) for task, found in measured.items()]
     several = len(baselines) > 1
@@ -142,27 +145,49 @@ def entries_of(runs: Sequence[FinishedRun], networks: Networks, names: Mapping[P
     return entries
 
 
+def _add_coverage(entry: Entry) -> None:
+    """Measure on each image with several restorations of one measurement how often the truth is among them."""
+    for found in entry.measurements().values():
+        for observations in found.values():
+            pictures = [observation.pictures for observation in observations if observation.pictures is not None]
+            if len(pictures) > 1:
+                share = coverage(pictures[0][0](), [restored() for _, restored in pictures])
+                for observation in observations:
+                    observation.values["coverage"] = share
+
+
 def _task(run: FinishedRun) -> str:
     return json.dumps(run.task.settings, sort_keys=True)
 
 
 def _observe(run: FinishedRun, name: str, row: dict[str, Any], networks: Networks) -> tuple[Observation, Observation]:
     """Measure one restoration, and the baseline of the measurement that it is of."""
-    image, restored, truth = row["image"], run.pixels("recon", name), run.pixels("label", name)
+    image, restored, truth = row["image"], run.pixels("restoration", name), run.pixels("truth", name)
     if restored is None:
         raise UserError(f"{run.folder} lacks the picture of a finished restoration: recon/{name}.png")
     fingerprint = run.fingerprint(image)
+    if truth is None and run.task.operator.unknown_border:
+        return _as_told(run, name, row, fingerprint)
     measurement = run.measurement(image, (1, 3, *restored.shape[:2]))
     baseline = to_uint8(run.task.baseline(measurement, (1, 3, *restored.shape[:2])))
     values = _values(run, measurement, truth, restored, networks)
     values |= {"seconds": float(row["seconds"]), **run.passes(name)}
-    pictures = None
-    if truth is not None:
-        pictures = tuple(partial(run.pixels, kind, name) for kind in ("label", "recon"))
+    paths = (run.path(kind, name) for kind in ("truth", "restoration"))
+    reads, restores = (partial(read_pixels, path) for path in paths)
+    pictures = None if truth is None else (reads, restores)
     return (
         Observation(image, name, fingerprint, values, pictures),
         Observation(image, name, fingerprint, _values(run, measurement, truth, baseline, networks)),
     )
+
+
+def _as_told(run: FinishedRun, name: str, row: dict[str, Any], fingerprint: str) -> tuple[Observation, Observation]:
+    """Return the residuals that the run noted: its pictures lack the border that they depend on."""
+    level = {} if row["noise"] is None else {"noise": float(row["noise"])}
+    residual, baseline = ({"residual": float(row[key])} for key in ("residual", "baseline_residual"))
+    values = {**residual, **level, "seconds": float(row["seconds"]), **run.passes(name)}
+    first = Observation(row["image"], name, fingerprint, values, None)
+    return first, Observation(row["image"], name, fingerprint, {**baseline, **level})
 
 
 def _values(
@@ -171,7 +196,9 @@ def _values(
     values = {} if truth is None else quality(truth, picture, networks)
     values["residual"] = run.task.residual(measurement, to_model_range(picture[None]))
     noise = run.task.noise_level(measurement)
-    return values if noise is None else {**values, "noise": noise}
+    if noise is None:
+        return values
+    return {**values, "noise": noise, **({RATIO: values["residual"] / noise} if noise else {})}
 
 
 def entry_of_folders(recon: Path, reference: Path, networks: Networks) -> tuple[Entry, int]:
@@ -183,7 +210,7 @@ def entry_of_folders(recon: Path, reference: Path, networks: Networks) -> tuple[
     Raises:
         UserError: no name is in both, or a picture cannot be read or is of another size than its partner.
     """
-    found = [{picture.name: picture.path for picture in find_pictures(folder)} for folder in (recon, reference)]
+    found = [{name: source.path for name, source in find_pictures(folder)} for folder in (recon, reference)]
     shared = [name for name in found[0] if name in found[1]]
     if not shared:
         raise UserError(f"no picture in {recon} has the name of one in {reference}")
@@ -196,80 +223,3 @@ def entry_of_folders(recon: Path, reference: Path, networks: Networks) -> tuple[
             raise UserError(f"{name}: {error}") from error
         entry.observations.append(Observation(name, name, "", values, (truths, images)))
     return entry, len(found[0]) + len(found[1]) - 2 * len(shared)
-
-
-class Difference(NamedTuple):
-    """An entry less another, on the images and measurements that both have.
-
-    Attributes:
-        entry, other: titles.
-        columns: the summary of the differences, by column.
-    """
-
-    entry: str
-    other: str
-    columns: dict[str, Summary]
-
-
-def compare(entries: Sequence[Entry], columns: Iterable[str], by_task: bool) -> list[Difference]:
-    """Return each entry less the first run, over the images that the two share.
-
-    Args:
-        entries: of `entries_of`.
-        columns: what to compare.
-        by_task: compare entries of one task with each other and with no others.
-
-    Raises:
-        UserError: the measurements of a shared image differ.
-    """
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.task if by_task else "", []).append(entry)
-    found = []
-    for group in groups.values():
-        first = next(entry for entry in group if entry.folders)
-        for entry in group:
-            pairs = _pairs(entry, first) if entry is not first else []
-            if pairs:
-                found.append(Difference(entry.title, first.title, _summaries(pairs, columns)))
-    return found
-
-
-Pair = tuple[list[Observation], list[Observation]]
-
-
-def _pairs(entry: Entry, other: Entry) -> list[list[Pair]]:
-    """Return, for each image that two entries share, their observations of each measurement that they share."""
-    mine, theirs = entry.measurements(), other.measurements()
-    pairs = []
-    for image in mine:
-        if image not in theirs:
-            continue
-        shared = [key for key in mine[image] if key in theirs[image]]
-        if not shared:
-            # A baseline is made of other runs' measurements too.
-            if not entry.folders:
-                continue
-            raise UserError(
-                f"{entry.title} and {other.title} cannot be compared: their measurements of {image!r} differ\n"
-                "--by_task puts runs of different tasks into one table, and compares those of the same task; the same "
-                "measurements come from the same task and seed, or from --measurement"
-            )
-        pairs.append([(mine[image][key], theirs[image][key]) for key in shared])
-    return pairs
-
-
-def _summaries(pairs: list[list[Pair]], columns: Iterable[str]) -> dict[str, Summary]:
-    found = {}
-    for column in columns:
-        values = []
-        for image in pairs:
-            means = [[_mean(observations, column) for observations in pair] for pair in image]
-            values.append(float(np.mean([mine - theirs for mine, theirs in means])))
-        if not np.isnan(values).any():
-            found[column] = summarise(values)
-    return found
-
-
-def _mean(observations: list[Observation], column: str) -> float:
-    return float(np.mean([observation.values.get(column, np.nan) for observation in observations]))

@@ -1,4 +1,4 @@
-"""What a run's folder holds of each restoration, read back."""
+"""Each restoration in a run's folder, read back."""
 
 import csv
 import hashlib
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from data.pictures import decode_picture
-from ldm_inverse.task import Measurement, Task
+from ldm_inverse.measurement import Measurement
+from ldm_inverse.runs.manifest import picture_folders, read_record, recorded_plugins
+from ldm_inverse.runs.measurement_file import read_measurement
+from ldm_inverse.runs.results import PASSES, Results, has_failed
+from ldm_inverse.task import Task
 from util.errors import UserError
-from util.measurement_file import read_measurement
 from util.plugins import load_plugins
-from util.record import read_record, recorded_plugins
-from util.results import PASSES, Results, has_failed
 
 
 class FinishedRun:
@@ -59,20 +60,26 @@ class FinishedRun:
         recorded = recorded_plugins(self.folder)
         absent = [path for path in recorded if path not in self._plugins]
         if absent:
-            raise UserError(f"{self.folder} was made with code that is run by request only: give --plugin {absent[0]}")
+            raise UserError(
+                f"{self.folder} was made with code of its own, which runs only on request: give --plugin {absent[0]}"
+            )
         load_plugins(self._plugins, recorded)
         try:
-            return Task(**self.record["settings"]["measurement"])
+            return recorded_task(self.record)
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.folder / 'settings.yaml'} lacks the measurement's settings: {error}") from error
 
+    def path(self, kind: str, name: str) -> Path:
+        """Return where the picture of a restoration's truth, measurement or restoration (``kind``) is."""
+        return self.folder / picture_folders(self.record)[kind] / f"{name}.png"
+
     def pixels(self, kind: str, name: str) -> np.ndarray | None:
-        """Return the 8-bit picture (H, W, 3) of a restoration in one of the run's folders; None where there is none.
+        """Return the 8-bit picture (H, W, 3) at a `path`; None where there is none.
 
         Raises:
             UserError: it cannot be read.
         """
-        path = self.folder / kind / f"{name}.png"
+        path = self.path(kind, name)
         return read_pixels(path) if path.exists() else None
 
     def measurement(self, image: str, shape: tuple[int, ...]) -> Measurement:
@@ -108,6 +115,17 @@ class FinishedRun:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a readable trace: {error!r}") from error
+
+
+def recorded_task(record: Mapping[str, Any]) -> Task:
+    """Return the task of a run's record.
+
+    Raises:
+        KeyError, TypeError: the record holds none.
+    """
+    measurement = dict(record["settings"]["measurement"])
+    span = measurement.pop("range", None)
+    return Task(**measurement, span=None if span is None else tuple(span))
 
 
 def read_pixels(path: Path) -> np.ndarray:

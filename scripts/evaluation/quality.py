@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.checkpoints.reading import read_checkpoint
 from ldm.training.pictures import to_model_range
-from util.checkpoint import read_checkpoint
 from util.errors import UserError
 from util.metrics import psnr, ssim
 

@@ -11,7 +11,7 @@ RESAMPLES = 9999
 
 
 class Summary(NamedTuple):
-    """What is said of a metric over n images.
+    """The statistics of a metric over n images.
 
     Attributes:
         mean: over the images.

@@ -1,15 +1,16 @@
-"""What was measured, as text, Markdown, LaTeX, CSV and JSON."""
+"""Tables of measures as text, Markdown, LaTeX, CSV and JSON."""
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from scripts.benchmarks.report import markdown_table
-from scripts.evaluation.entries import Difference, Entry
+from ldm_inverse.runs.results import RATIO, csv_of
+from scripts.evaluation.differences import Difference
+from scripts.evaluation.entries import Entry
 from scripts.evaluation.statistics import CONFIDENCE, Summary
-from util.results import csv_of
+from scripts.text_tables import aligned, markdown_table
 
 
 class Column(NamedTuple):
@@ -38,6 +39,8 @@ COLUMNS = (
     Column("fid", "FID", 1, -1, spread=False),
     Column("residual", "residual", 5),
     Column("noise", "noise", 5, spread=False),
+    Column(RATIO, "res. / noise", 2, spread=False),
+    Column("coverage", "coverage", 3),
     Column("seconds", "s each", 2, -1, spread=False),
     Column("unet", "UNet", 0, -1, spread=False),
     Column("unet_backward", "UNet back", 0, -1, spread=False),
@@ -49,9 +52,10 @@ COLUMNS = (
 COMPARED = tuple(column for column in COLUMNS if column.spread or column.key == "seconds")
 LEGEND = (
     f"mean ± standard deviation over the images, [{CONFIDENCE:.0%} bootstrap interval of the mean]; restorations of\n"
-    "the same image are averaged first\n"
+    "the same image are averaged first; (n = 2): over two of the images, as the others have no truth\n"
     "residual: root mean square of y - A(x), x being the 8-bit picture, whose rounding alone makes up to 0.0023;\n"
-    "noise: that of the noise in y; images are in [-1, 1]\n"
+    "noise: that of the noise in y; images are in [-1, 1]; res. / noise: their ratio, 1 where the noise alone is left\n"
+    "coverage: share of the truth's entries that lie in the 90 % interval of an image's restorations\n"
     "UNet, decoder, encoder: passes for one restoration, forward through each, and back through each"
 )
 
@@ -109,26 +113,43 @@ def _summaries(entry: Entry) -> dict[str, Summary]:
 
 
 def _is_best(column: Column, own: dict[str, Summary], rivals: Iterable[dict[str, Summary]]) -> bool:
-    means = [column.better * rival[column.key].mean for rival in rivals if column.key in rival]
-    return column.key in own and column.better * own[column.key].mean == max(means)
+    found = [rival[column.key] for rival in rivals if column.key in rival]
+    if column.key not in own or len({summary.n for summary in found}) > 1:  # means over other images do not compare
+        return False
+    return column.better * own[column.key].mean == max(column.better * summary.mean for summary in found)
 
 
 def _number(value: float, column: Column, sign: str = "") -> str:
     return format(round(value, column.digits) + 0.0, f"{sign}.{column.digits}f")  # + 0.0: no -0.00
 
 
-def _main(column: Column, summary: Summary | None, sign: str = "") -> str:
-    """Return mean and standard deviation as text."""
+def _main(column: Column, line: Line, sign: str = "") -> str:
+    """Return mean and standard deviation as text, and the number of images where it is not the line's."""
+    summary = line.cells.get(column.key)
     if summary is None:
         return ""
-    spread = column.spread and summary.sd is not None
-    return _number(summary.mean, column, sign) + (f" ± {_number(summary.sd, column)}" if spread else "")
+    spread = "" if summary.sd is None or not column.spread else f" ± {_number(summary.sd, column)}"
+    fewer = f" (n = {summary.n})" if summary.n != line.n else ""
+    return _number(summary.mean, column, sign) + spread + fewer
 
 
-def _interval(column: Column, summary: Summary | None, sign: str = "") -> str:
-    if summary is None or not column.spread or summary.low is None:
+def _interval(column: Column, line: Line, sign: str = "") -> str:
+    summary = line.cells.get(column.key)
+    if summary is None or not column.spread or summary.low is None or summary.high is None:
         return ""
     return f"[{_number(summary.low, column, sign)}, {_number(summary.high, column, sign)}]"
+
+
+# Corner, lines, columns and the sign of numbers above 0 to a table.
+Table = Callable[[str, Sequence[Line], Sequence[Column], str], str]
+
+
+def _tables(evaluation: Evaluation, table: Table, corner: str, how: str = "") -> Iterator[str]:
+    """Yield the table of all entries, and one for each that others are compared with; ``how`` is said in its corner."""
+    yield table(corner, evaluation.lines(), evaluation.columns(), "")
+    for other, lines in evaluation.difference_lines().items():
+        shown = [column for column in COMPARED if any(column.key in line.cells for line in lines)]
+        yield table(f"less {other}{how}", lines, shown, "+")
 
 
 # For a terminal.
@@ -136,25 +157,18 @@ def _interval(column: Column, summary: Summary | None, sign: str = "") -> str:
 
 def as_text(evaluation: Evaluation) -> str:
     """Return the tables for a terminal: two lines for each entry, the second with the intervals."""
-    columns = evaluation.columns()
-    parts = ["\n".join(evaluation.notes), _text_table("", evaluation.lines(), columns)]
-    for other, lines in evaluation.difference_lines().items():
-        shown = [column for column in COMPARED if any(column.key in line.cells for line in lines)]
-        parts.append(_text_table(f"less {other}, image by image", lines, shown, "+"))
-    return "\n\n".join([*parts, LEGEND])
+    tables = _tables(evaluation, _text_table, "", ", image by image")
+    return "\n\n".join(["\n".join(evaluation.notes), *tables, LEGEND])
 
 
-def _text_table(corner: str, lines: Sequence[Line], columns: Sequence[Column], sign: str = "") -> str:
+def _text_table(corner: str, lines: Sequence[Line], columns: Sequence[Column], sign: str) -> str:
     rows = [[corner, "images", *(column.head for column in columns)]]
     for line in lines:
-        summaries = [(column, line.cells.get(column.key)) for column in columns]
-        rows.append([line.title, str(line.n), *(_main(*pair, sign) for pair in summaries)])
-        intervals = [_interval(*pair, sign) for pair in summaries]
+        rows.append([line.title, str(line.n), *(_main(column, line, sign) for column in columns)])
+        intervals = [_interval(column, line, sign) for column in columns]
         if any(intervals):
             rows.append(["", "", *intervals])
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    aligned = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+    return aligned(rows)
 
 
 # For a paper or a page.
@@ -162,23 +176,18 @@ def _text_table(corner: str, lines: Sequence[Line], columns: Sequence[Column], s
 
 def as_markdown(evaluation: Evaluation) -> str:
     """Return the tables in Markdown; the best of each task are bold."""
-    columns = evaluation.columns()
-    parts = ["\n".join(f"{note}  " for note in evaluation.notes), _markdown("run", evaluation.lines(), columns)]
-    for other, lines in evaluation.difference_lines().items():
-        shown = [column for column in COMPARED if any(column.key in line.cells for line in lines)]
-        parts.append(_markdown(f"less {other}, image by image", lines, shown, "+"))
-    return "\n".join([*parts, "\n".join(f"{line}  " for line in LEGEND.split("\n")), ""])
+    notes, legend = ("\n".join(f"{line}  " for line in lines) for lines in (evaluation.notes, LEGEND.split("\n")))
+    return "\n".join([notes, *_tables(evaluation, _markdown, "run", ", image by image"), legend, ""])
 
 
-def _markdown(corner: str, lines: Sequence[Line], columns: Sequence[Column], sign: str = "") -> str:
+def _markdown(corner: str, lines: Sequence[Line], columns: Sequence[Column], sign: str) -> str:
     body = []
     for line in lines:
         cells = []
         for column in columns:
-            summary = line.cells.get(column.key)
-            text = _main(column, summary, sign)
+            text = _main(column, line, sign)
             text = f"**{text}**" if column.key in line.best else text
-            cells.append(" ".join(filter(None, [text, _interval(column, summary, sign)])))
+            cells.append(" ".join(filter(None, [text, _interval(column, line, sign)])))
         body.append([line.title.replace("|", "\\|"), str(line.n), *cells])
     return markdown_table([corner.replace("|", "\\|"), "images", *(column.head for column in columns)], body)
 
@@ -188,25 +197,20 @@ _TEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{
 
 def as_latex(evaluation: Evaluation) -> str:
     """Return the tables in LaTeX, for the package booktabs; intervals stand below the means."""
-    columns = evaluation.columns()
-    tables = [_latex("run", evaluation.lines(), columns)]
-    for other, lines in evaluation.difference_lines().items():
-        shown = [column for column in COMPARED if any(column.key in line.cells for line in lines)]
-        tables.append(_latex(f"less {other}", lines, shown, "+"))
+    tables = _tables(evaluation, _latex, "run")
     notes = [*evaluation.notes, *LEGEND.split("\n")]
     return "".join(f"% {note}\n" for note in notes) + "\n".join(tables)
 
 
-def _latex(corner: str, lines: Sequence[Line], columns: Sequence[Column], sign: str = "") -> str:
+def _latex(corner: str, lines: Sequence[Line], columns: Sequence[Column], sign: str) -> str:
     head = [corner.translate(_TEX), "images", *(column.head.translate(_TEX) for column in columns)]
     text = [rf"\begin{{tabular}}{{lr{'r' * len(columns)}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
     for line in lines:
-        summaries = [(column, line.cells.get(column.key)) for column in columns]
-        cells = [_main(*pair, sign).replace("±", r"\pm") for pair in summaries]
+        cells = [_main(column, line, sign).replace("±", r"\pm") for column in columns]
         cells = [cell and f"${cell}$" for cell in cells]
         cells = [rf"\boldmath{cell}" if c.key in line.best else cell for cell, c in zip(cells, columns, strict=True)]
         text.append(" & ".join([line.title.translate(_TEX), str(line.n), *cells]) + r" \\")
-        intervals = [_interval(*pair, sign) for pair in summaries]
+        intervals = [_interval(column, line, sign) for column in columns]
         if any(intervals):
             small = [cell and rf"\scriptsize ${cell}$" for cell in intervals]
             text.append(" & ".join(["", "", *small]) + r" \\")

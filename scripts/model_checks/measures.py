@@ -1,4 +1,4 @@
-"""What can be measured on a latent diffusion model without a task: its first stage, its prior, and whether they fit."""
+"""Measures of a latent diffusion model without a task: its first stage, its prior, and whether they fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ldm.models.autoencoder import VQModelInterface
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import sample_prior
 from util.metrics import score
-from util.streams import torch_stream
+from util.seeds import torch_stream
 
 # Where in the forward process (of 1) the noise estimate is tested: neither all signal nor all noise.
 TIMES = (0.2, 0.4, 0.6)
@@ -19,7 +19,7 @@ TIMES = (0.2, 0.4, 0.6)
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What the first stage makes of pictures.
+    """The first stage's round trip of pictures.
 
     Attributes:
         psnr: of each, in decibels, as 8 bits.

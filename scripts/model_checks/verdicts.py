@@ -1,4 +1,4 @@
-"""What the measures say, in words."""
+"""Verdicts on the measures, in words."""
 
 import math
 from collections.abc import Sequence

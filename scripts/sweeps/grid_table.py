@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from statistics import median
 
-from scripts.benchmarks.report import markdown_table
+from ldm_inverse.runs.results import PASSES
 from scripts.evaluation.entries import BASELINE, Entry
-from util.results import PASSES
+from scripts.text_tables import markdown_table
 
 NETWORKS = tuple(zip(PASSES[::2], PASSES[1::2], ("UNet", "decoder", "encoder"), strict=True))
 CAPTION = (
@@ -34,7 +33,8 @@ def grid_table(panels: Mapping[str, Sequence[tuple[str, Entry]]], baselines: Map
         cells = [_quality(column.get(task)) for column in columns.values()]
         best = max((psnr for psnr, _ in cells if psnr is not None), default=None)
         # Columns that are not over as many images are no fair comparison, which is to be seen.
-        images = " or ".join(str(count) for count in sorted({len(entry.measurements()) for _, entry in entries}))
+        counts = {len(entry.images("psnr")) or len(entry.measurements()) for _, entry in entries}
+        images = " or ".join(map(str, sorted(counts)))
         body.append(
             [task.replace("_", " "), images, *(f"**{text}**" if psnr == best else text for psnr, text in cells)]
         )
@@ -47,8 +47,8 @@ def grid_table(panels: Mapping[str, Sequence[tuple[str, Entry]]], baselines: Map
 
 def _quality(entry: Entry | None) -> tuple[float | None, str]:
     """Mean PSNR, and the cell; None where there is no truth."""
-    psnr, ssim = (entry and entry.summary(key) for key in ("psnr", "ssim"))
-    return (None, "") if psnr is None else (psnr.mean, f"{psnr.mean:.2f} / {ssim.mean:.3f}")
+    psnr, ssim = (None, None) if entry is None else (entry.summary("psnr"), entry.summary("ssim"))
+    return (None, "") if psnr is None or ssim is None else (psnr.mean, f"{psnr.mean:.2f} / {ssim.mean:.3f}")
 
 
 def _middle(entries: Mapping[str, Entry], column: str, form: str) -> str:
@@ -58,8 +58,13 @@ def _middle(entries: Mapping[str, Entry], column: str, form: str) -> str:
 
 
 def _short(labels: Sequence[str]) -> list[str]:
-    """The labels without the parts, up to a / = or comma, with which all settings begin."""
-    own = [re.split(r"(?<=[/=,])", label) for label in labels if label != BASELINE]
-    shared = list(takewhile(lambda parts: len(own) > 1 and len(set(parts)) == 1, zip(*own, strict=False)))
-    cut = sum(len(parts[0]) for parts in shared)
-    return [label if label == BASELINE else label[cut:] for label in labels]
+    """Return the labels with what differs between them: of a single setting its value, of several their names too."""
+    own = [label for label in labels if label != BASELINE]
+    parts = [re.split(r"/|,(?=[\w.]+=)", label) for label in own]
+    if len(own) < 2 or len({len(found) for found in parts}) > 1:
+        return list(labels)
+    differ = [place for place, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    shown = {label: ",".join(found[place] for place in differ) for label, found in zip(own, parts, strict=True)}
+    if len(differ) == 1:
+        shown = {label: text.partition("=")[2] or text for label, text in shown.items()}
+    return [shown.get(label, label) for label in labels]

@@ -4,9 +4,12 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure  # without pyplot there is no global state and no window
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from ldm_inverse.runs.results import PASSES
 from scripts.evaluation.entries import Entry
 from scripts.evaluation.statistics import Summary
-from util.results import PASSES
 
 MARKERS = "osD^v"
 COSTS: Mapping[str, Callable[[Entry], float | None]] = {
@@ -43,15 +46,11 @@ def draw(panels: Mapping[str, Sequence[tuple[str, Entry]]], baselines: Mapping[s
     Returns:
         a PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     labels = list(dict.fromkeys(label for entries in panels.values() for label, _ in entries))
     size = (4.2 * len(panels) + 0.8, 7.5 + 0.2 * len(labels))
-    figure, axes = pyplot.subplots(len(COSTS), len(panels), figsize=size, squeeze=False, layout="constrained")
-    handles = {}
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(COSTS), len(panels), squeeze=False)
+    handles: dict[int, Any] = {}
     for column, (task, entries) in enumerate(panels.items()):
         axes[0][column].set_title(task.replace("_", " "))
         for row, (name, cost) in enumerate(COSTS.items()):
@@ -64,22 +63,21 @@ def draw(panels: Mapping[str, Sequence[tuple[str, Entry]]], baselines: Mapping[s
                 axis.axhline(baseline.mean, color="grey", linestyle=":", linewidth=1)
                 place = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "bottom"}
                 axis.text(0.99, baseline.mean, "baseline", color="grey", fontsize=8, **place)
-    names = [f"{index + 1}  {labels[index]}" for index in sorted(handles)]
-    figure.legend([handles[index] for index in sorted(handles)], names, loc="outside lower left", fontsize=8)
+    drawn = sorted(handles)
+    names = [f"{index + 1}  {labels[index]}" for index in drawn]
+    figure.legend([handles[index] for index in drawn], names, loc="outside lower left", fontsize=8)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
-    pyplot.close(figure)
     return content.getvalue()
 
 
 def _draw_points(axis: Any, points: Mapping[int, tuple[float | None, Summary | None]]) -> dict[int, Any]:
     """Draw numbered points with their intervals, and the front of those that none beats; returns what was drawn."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    known = {index: point for index, point in points.items() if point[0] and point[1] is not None}
+    known = {index: (cost, psnr) for index, (cost, psnr) in points.items() if cost and psnr is not None}
     drawn = {}
     for index, (cost, psnr) in known.items():
-        spread = None if psnr.low is None else [[psnr.mean - psnr.low], [psnr.high - psnr.mean]]
+        ends = (psnr.low, psnr.high)
+        spread = None if None in ends else [[abs(psnr.mean - end)] for end in ends if end is not None]
         look = {"fmt": MARKERS[index // 10 % len(MARKERS)], "color": f"C{index % 10}", "capsize": 3, "markersize": 5}
         drawn[index] = axis.errorbar(cost, psnr.mean, spread, **look)
         axis.annotate(str(index + 1), (cost, psnr.mean), xytext=(5, 4), textcoords="offset points", fontsize=8)

@@ -4,29 +4,26 @@ import hashlib
 import itertools
 import logging
 import os
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ldm_inverse.runs.command_line import parse_args
+from ldm_inverse.runs.folder import RunFolder
+from ldm_inverse.runs.job import Job, prepare
+from ldm_inverse.runs.manifest import differences, read_record, record
+from ldm_inverse.runs.request import read_request
+from ldm_inverse.runs.results import Results, has_failed
+from model_loader import resolve_device, resolve_model
 from util.errors import UserError
-from util.registry import unknown
-
-if TYPE_CHECKING:
-    from ldm_inverse.job import Job
+from util.words import unknown
 
 # What every reader of a folder's name would take for granted.
 PREFIXES = ("conditioning.resample.", "conditioning.", "measurement.")
 MAX_NAME_BYTES = 200  # of the usual limit of 255
-# Kinds of passes (`ldm.models.diffusion.cost.Cost`), and what they are called where there is little room.
-PASSES = {
-    "UNet, forward": "UNet",
-    "decoder, forward and backward": "decoder + gradient",
-    "decoder, forward only": "decoder alone",
-}
 
 
 def split_values(word: str) -> tuple[str, list[str]]:
@@ -37,7 +34,7 @@ def split_values(word: str) -> tuple[str, list[str]]:
     """
     key, equals, text = word.partition("=")
     if not (key and equals):
-        raise UserError(f"{word!r} is no setting: a setting reads key=value or key=value,value,...")
+        raise UserError(f"{word!r} is not a setting: a setting reads key=value or key=value,value,...")
     values, depth, quote = [""], 0, ""
     for char in text:
         if char == "," and not depth and not quote:
@@ -51,7 +48,7 @@ def split_values(word: str) -> tuple[str, list[str]]:
         else:
             depth += (char in "[{") - (char in "]}")
     if "" in values or len(set(values)) < len(values):
-        raise UserError(f"{word}: expected values that differ, with a comma between each two")
+        raise UserError(f"{word}: expected different values, separated by commas")
     return key, values
 
 
@@ -67,6 +64,25 @@ def find_task(name: str, folder: Path) -> Path:
         if path.is_file():
             return path
     raise unknown("task", name, [task_name(path) for path in folder.glob("*.yaml")])
+
+
+def find_tasks(names: Sequence[str] | None, folder: Path) -> list[Path]:
+    """Return the files of tasks as `find_task`; None is all of the folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [find_task(name, folder) for name in names] if names else sorted(folder.glob("*.yaml"))
+    if not found:
+        raise UserError(f"no tasks in {folder}")
+    return found
+
+
+def refuse_own(command: Sequence[str], own: Sequence[str], reason: str) -> None:
+    """Raise UserError, with the reason, where words for the command have an argument that the program gives itself."""
+    taken = [word for word in command if word.partition("=")[0] in own]
+    if taken:
+        raise UserError(f"{taken[0]} after --: {reason}")
 
 
 def task_name(path: Path) -> str:
@@ -96,7 +112,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """What is chosen besides task and seed, in words."""
+        """The choices besides task and seed, in words."""
         return "/".join([Path(self.preset).stem, *filter(None, [self._grid()])])
 
     @property
@@ -121,40 +137,27 @@ class Point:
         return [*(str(part) for key, value in own.items() for part in (f"--{key}", value)), *self.words, *self.settings]
 
     @cached_property
-    def args(self) -> Namespace:
-        """What the command reads in these words."""
-        from util.cli import parse_args
-
-        return parse_args(self.command())
-
-    @cached_property
-    def job(self) -> "Job":
-        """What the command makes of them."""
-        from ldm_inverse.job import prepare
-
+    def job(self) -> Job:
+        """The job that the command makes of these words."""
         with _without_warnings():
-            return prepare(self.args)
+            return prepare(read_request(parse_args(self.command())))
 
     def restorations(self) -> int:
         """Return how many there are to be."""
-        return len(self.job.pictures.pictures) * self.args.n_samples_per_class
+        return len(self.job.pictures.pictures) * self.job.request.n_samples_per_class
 
     def finished(self) -> int:
         """Return how many restorations are there already."""
-        from util.results import Results, has_failed
-        from util.run import RunFolder
-
-        run = RunFolder(self.folder, samples=self.args.n_samples_per_class)
-        samples = range(self.args.n_samples_per_class)
+        run = RunFolder(self.folder, samples=self.job.request.n_samples_per_class)
+        samples = range(self.job.request.n_samples_per_class)
         wanted = {run.name(name, sample) for name, _ in self.job.pictures.pictures for sample in samples}
         return sum(
             name in wanted and not has_failed(row) for name, row in Results(self.folder / "results").read().items()
         )
 
     def passes(self) -> dict[str, int]:
-        """Return the most passes that a restoration takes, by what they go through."""
-        table = self.job.solver.cost().table()
-        return {short: table[kind] for kind, short in PASSES.items()}
+        """Return the most passes that a restoration takes, by what they go through (`Cost.table`)."""
+        return self.job.solver.cost().table()
 
 
 @contextmanager
@@ -206,25 +209,22 @@ def check(points: Sequence[Point]) -> None:
             raise UserError(f"{point.folder.relative_to(point.root)}: {error}") from error
 
 
-def records(points: Sequence[Point]) -> list[Mapping[str, Any]] | None:
-    """Return the record that the command would write for each point; None where the weights are not there."""
-    from model_loader import resolve_device
-    from util.record import record
-
-    first = points[0].args
-    if not first.diffusion_config.is_file():
-        return None
-    job = points[0].job
-    base = record(first, job.settings, resolve_device(first.device, first.gpu), job.plugins)
+def records(points: Sequence[Point]) -> list[Mapping[str, Any] | None]:
+    """Return the record that the command would write for each point; None each where the weights are not there."""
+    first = points[0].job.request
+    try:
+        resolve_model(first.diffusion_config)
+    except UserError:
+        return [None] * len(points)
+    base = record(first, first.settings, resolve_device(first.device, first.gpu), first.threads, first.plugins)
     # The checkpoint is the same for all, and takes long to sum up.
     return [
-        {**base, "settings": asdict(point.job.settings), "run": {**base["run"], "seed": point.seed}} for point in points
+        {**base, "settings": point.job.request.settings.recorded(), "run": {**base["run"], "seed": point.seed}}
+        for point in points
     ]
 
 
-def is_of(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Tell whether a folder holds the run of a record."""
-    from util.record import differences, read_record
-
+def is_of(folder: Path, wanted: Mapping[str, Any] | None) -> bool:
+    """Tell whether a folder holds the run of a record; None is no run's."""
     found = read_record(folder / "settings.yaml")
-    return found is not None and not differences(found, wanted)
+    return found is not None and wanted is not None and not differences(found, wanted)

@@ -134,7 +134,7 @@ def test_shipped_pictures(folder, count, size):
     readme = (ROOT / "data" / folder / "README.md").read_text()
     assert "CC0" in readme
     if folder == "samples":
-        assert all(path.name in readme for _, path in dataset.pictures), "each has its source and licence"
+        assert all(source.path.name in readme for _, source in dataset.pictures), "each has its source and licence"
 
 
 def test_importing_loads_no_torchvision():

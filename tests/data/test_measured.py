@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from data.measured import MeasuredFolder, is_run_with_truth, read_measured
+from data.measured import MeasuredFolder, holds_saved, read_measured
 from util.errors import UserError
 
 COLOURS = np.random.RandomState(0).randint(0, 256, (10, 12, 3)).astype(np.uint8)
@@ -21,6 +21,7 @@ FORMS = {
     "last.npy": (lambda path: np.save(path, COLOURS), RANGE),
     "first.npy": (lambda path: np.save(path, COLOURS.transpose(2, 0, 1)), RANGE),
     "batch.npy": (lambda path: np.save(path, COLOURS.transpose(2, 0, 1)[None]), RANGE),
+    "batch_last.npy": (lambda path: np.save(path, COLOURS[None, None]), RANGE),
     "fortran.npy": (lambda path: np.save(path, np.asfortranarray(COLOURS)), RANGE),
     "float.npy": (lambda path: np.save(path, RANGE * 1.5), RANGE * 1.5),
     "half.npy": (lambda path: np.save(path, RANGE.astype(np.float16)), RANGE.astype(np.float16)),
@@ -88,19 +89,26 @@ def test_a_folder_keeps_names_apart(tmp_path):
     assert torch.allclose(folder.tensors("a_npy")["y"], folder.tensors("a_png")["y"], atol=2e-7)
 
 
-def test_a_runs_label_folder_is_told_from_others(tmp_path):
-    assert not is_run_with_truth(tmp_path / "nowhere")
+def test_of_a_runs_label_folder_the_exact_measurements_are_taken(tmp_path):
     save_file({"y": RANGE}, tmp_path / "a.safetensors")
     Image.fromarray(COLOURS).save(tmp_path / "a.png")
-    assert not is_run_with_truth(tmp_path)
-    save_file({"y": RANGE}, tmp_path / "b.safetensors", metadata={"made_by": "{}"})
-    assert is_run_with_truth(tmp_path)
-    (tmp_path / "a.png").unlink()
-    assert not is_run_with_truth(tmp_path)
+    assert not holds_saved(tmp_path)
+    assert len(MeasuredFolder(tmp_path)) == 2
+    save_file({"y": RANGE}, tmp_path / "a.safetensors", metadata={"made_by": "{}"})
+    assert holds_saved(tmp_path)
+    assert MeasuredFolder(tmp_path).names == ["a"]
+    assert not holds_saved(tmp_path / "nowhere")
 
 
 def test_a_range_that_may_be_another_is_told_once(tmp_path, caplog):
     np.save(tmp_path / "unit.npy", (RANGE + 1) / 2)
-    for _ in range(2):
-        read_measured(tmp_path / "unit.npy")
+    folder = MeasuredFolder(tmp_path)
+    for _ in range(2):  # as a run does, to check it and to use it
+        folder.tensors("unit")
     assert caplog.text.count("all values are from 0 to 1; a picture's range here is [-1, 1]") == 1
+
+
+def test_sixteen_bits_of_which_few_are_used_are_said(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", DEEP // 16)
+    read_measured(tmp_path / "a.npy")
+    assert "a.npy: no value is above 4095 of 65535" in caplog.text

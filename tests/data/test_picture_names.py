@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.pictures import MAX_NAME_BYTES, find_pictures, name_alone, picture_names, read_size
+from data.picture_names import MAX_NAME_BYTES, picture_names
+from data.pictures import read_size
+from data.sources import Source, find_pictures
 from util.errors import UserError
 
 
@@ -26,7 +28,7 @@ def test_sorted_with_subfolders_in_the_name(tmp_path):
     touch(tmp_path, "b.png", "a.jpg", "sub/c.webp", "sub/deep/a.bmp", "notes.txt", "README.md", "z.TIF")
     found = find_pictures(tmp_path)
     assert [name for name, _ in found] == ["a", "b", "sub_c", "sub_deep_a", "z"]
-    assert found[3].path == tmp_path / "sub" / "deep" / "a.bmp"
+    assert found[3].source.path == tmp_path / "sub" / "deep" / "a.bmp"
 
 
 def test_clashing_stems_keep_their_extension(tmp_path):
@@ -50,9 +52,9 @@ def test_the_name_that_a_picture_would_have_alone(tmp_path):
         touch(tmp_path / "alone" / path[:20], path)
         touch(tmp_path / "all", path, str(Path(path).with_suffix(".gif")))
         (only,) = find_pictures(tmp_path / "alone" / path[:20])
-        both = [found for found in find_pictures(tmp_path / "all") if found.path == tmp_path / "all" / path]
-        assert only.name == name_alone(both[0].path, tmp_path / "all")
-        assert only.name == name_alone(only.path, tmp_path / "alone" / path[:20])
+        both = [found for found in find_pictures(tmp_path / "all") if found.source.path == tmp_path / "all" / path]
+        assert only.name == both[0].source.stream_name
+        assert only.name == only.source.stream_name
     assert {found.name for found in find_pictures(tmp_path / "all")} >= {
         "c_png",
         "c_gif",
@@ -62,8 +64,8 @@ def test_the_name_that_a_picture_would_have_alone(tmp_path):
     (tmp_path / "list.txt").write_text("all/c.png\nall/c.gif\n../" + tmp_path.name + "/all/sub/c.png")
     listed = find_pictures(tmp_path / "list.txt")
     assert [found.name for found in listed[:2]] == ["all_c_png", "all_c_gif"]
-    assert [name_alone(found.path, tmp_path / "list.txt") for found in listed[:2]] == ["all_c", "all_c"]
-    assert name_alone(listed[2].path, tmp_path / "list.txt") == listed[2].name
+    assert [found.source.stream_name for found in listed[:2]] == ["all_c", "all_c"]
+    assert listed[2].source.stream_name == listed[2].name
 
 
 PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=90).filter(
@@ -80,12 +82,20 @@ def test_names_are_one_each_and_fit_a_file_system(paths):
         assert name
         assert len(name.encode()) <= MAX_NAME_BYTES
         assert not set("/\0\n\r") & set(name)
+        assert not name.startswith(".")
 
 
 def test_odd_names(tmp_path):
     touch(tmp_path, "-rf.png", "two words.png", "né 猫 🙂.png", "line\nbreak.png")
     os.close(os.open(os.fsencode(tmp_path) + b"/bad\xff.png", os.O_CREAT | os.O_WRONLY))
     assert sorted(names_in(tmp_path)) == sorted(["-rf", "two words", "né 猫 🙂", "line_break", "bad_"])
+
+
+def test_no_name_is_hidden_or_leads_out_of_its_folder(tmp_path):
+    touch(tmp_path, "..png", "...png", "..a.png", "sub/..png", ".hidden.png", "._a.png", "=1+1.png", "-x.png")
+    assert sorted(names_in(tmp_path)) == sorted(["_", "__", "__a", "sub_.", "=1+1", "-x"])
+    ((name, _),) = find_pictures(tmp_path / "..png")
+    assert name == "_"
 
 
 def test_an_error_stays_on_one_line_whatever_the_name(tmp_path):
@@ -106,7 +116,7 @@ def test_loops_of_links_do_not_hang(tmp_path):
         (tmp_path / link).symlink_to(target, target_is_directory=True)
     (tmp_path / "self.png").symlink_to("self.png")
     found = find_pictures(tmp_path)
-    real = sorted(os.path.basename(path) for _, path in found)
+    real = sorted(source.path.name for _, source in found)
     assert real == ["p.png", "q.png", "self.png"], "each file once"
     with pytest.raises(UserError, match="self.png"):
         read_size(tmp_path / "self.png")
@@ -123,7 +133,8 @@ def test_a_link_to_a_folder_is_followed(tmp_path):
 
 def test_a_single_file(tmp_path):
     touch(tmp_path, "sub/a.png", "sub/b.png")
-    assert find_pictures(tmp_path / "sub" / "a.png") == [("a", tmp_path / "sub" / "a.png")]
+    path = tmp_path / "sub" / "a.png"
+    assert find_pictures(path) == [("a", Source(path, Path("a.png")))]
 
 
 def test_nothing_there(tmp_path):
@@ -155,15 +166,19 @@ def test_a_list_names_pictures_relative_to_its_folder_in_its_order(tmp_path):
     (tmp_path / "in" / "list.txt").write_bytes(b"\xef\xbb\xbfz.png\r\n\r\nsub/a.png\n../other.jpg\n")
     found = find_pictures(tmp_path / "in" / "list.txt")
     assert [name for name, _ in found] == ["z", "sub_a", "other"]
-    assert [path.resolve() for _, path in found] == [tmp_path / p for p in ("in/z.png", "in/sub/a.png", "other.jpg")]
+    assert [source.path.resolve() for _, source in found] == [
+        tmp_path / p for p in ("in/z.png", "in/sub/a.png", "other.jpg")
+    ]
 
 
 def test_a_lists_names_are_those_of_the_folder_and_kept_apart(tmp_path):
     touch(tmp_path, "a.png", "a.jpg", "sub/a.png")
     assert [name for name, _ in listed(tmp_path, "sub/a.png", "a.png", "a.jpg")] == ["sub_a", "a_png", "a_jpg"]
     absolute = listed(tmp_path, str(tmp_path / "a.png"))[0]
-    assert absolute.path == tmp_path / "a.png"
-    assert absolute.name == "_".join([*tmp_path.parts[1:], "a"])
+    assert absolute.source.path == tmp_path / "a.png"
+    assert absolute.name == "a"
+    with pytest.raises(UserError, match=r"'a.png' is listed twice"):
+        listed(tmp_path, "a.png", str(tmp_path / "a.png"))
     first, second = (name for name, _ in listed(tmp_path, "a.png", "../a.png"))
     assert first.startswith("a_png_")
     assert second.startswith("a_png_")
@@ -175,11 +190,11 @@ def test_a_lists_names_are_those_of_the_folder_and_kept_apart(tmp_path):
     [
         (b"", "no pictures in this list"),
         (b"\n \n", "no pictures in this list"),
-        (b"a.png\nb.png\na.png", "line 3: 'a.png' is there already, in line 1"),
-        (b"a.png\n..", "line 2: '..' is no file's path"),
-        (b"/", "no file's path"),
+        (b"a.png\nb.png\na.png", "line 3: 'a.png' is listed already, in line 1"),
+        (b"a.png\n..", "line 2: '..' is not the path of a file"),
+        (b"/", "not the path of a file"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"a\0b", "no list of pictures"),
+        (b"a\0b", "not a list of pictures"),
     ],
 )
 def test_a_list_that_is_none_is_refused(content, told, tmp_path):

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from data.pictures import check_picture, read_picture
+from ldm_inverse.runs.results import text_of
 from sample_condition import main
-from tests.test_sample_condition import words
+from tests.runs import words
 from tests.tiny import SIDE
 
 
@@ -85,6 +87,25 @@ def test_half_a_picture_is_refused_though_its_header_is_sound(ending, part, refu
     assert f"half.{ending}" in refused("--data", str(tmp_path / "in"))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("tag", "value", "told"),
+    [
+        ("ImageLength", 16 * SIDE, "4 of its 64 strips or tiles are there"),
+        ("BitsPerSample", 2048, "not a picture of a known format"),
+    ],
+)
+def test_a_tiff_whose_header_asks_for_more_than_there_is_is_refused(kind, tag, value, told, refused, tmp_path):
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "more.tif"
+    tifffile.imwrite(path, np.zeros((SIDE, SIDE), kind), rowsperstrip=SIDE // 4)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[tag].overwrite(value)
+    err = refused("--data", str(tmp_path / "in"))
+    assert "more.tif" in err
+    assert told in err
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "gif", "bmp"])
 def test_what_a_program_has_appended_to_a_picture_does_no_harm(ending, tmp_path):
     path = tmp_path / f"more.{ending}"
@@ -136,7 +157,7 @@ def kinds():
 
 @pytest.fixture(scope="module")
 def restored(place, tmp_path_factory):
-    """What a run leaves of `kinds` and of names that are hard to keep."""
+    """The folder of a run on `kinds` and on names that are hard to keep."""
     folder = tmp_path_factory.mktemp("kinds")
     (folder / "in").mkdir()
     for name, (write, _) in kinds().items():
@@ -164,7 +185,7 @@ HARD_NAMES = {
 
 @pytest.mark.parametrize("name", kinds())
 def test_pictures_of_every_kind_are_read_as_they_look(name, restored):
-    truth = np.asarray(Image.open(restored / "label" / f"{Path(name).stem}.png"))
+    truth = np.asarray(Image.open(restored / "input" / f"{Path(name).stem}.png"))
     assert np.abs(truth.astype(int) - kinds()[name][1]).max() <= 1
 
 
@@ -173,7 +194,7 @@ def test_hard_names_are_kept_and_kept_safe(restored):
     for folder in ("input", "label", "recon"):
         assert {path.stem for path in (restored / folder).glob("*.png")} >= expected
     rows = list(csv.DictReader((restored / "metrics.csv").open(newline="")))
-    assert {row["image"] for row in rows} >= expected
+    assert {text_of(row["image"]) for row in rows} >= expected
     outside = [path.name for path in restored.parent.iterdir()]
     assert sorted(outside) == ["in", "out"]
 

@@ -18,7 +18,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from sample_condition import main
-from tests.test_sample_condition import words
+from tests.runs import words
 from tests.tiny import write_pictures
 
 SEED = int(os.environ.get("HYPOTHESIS_SEED") or secrets.randbits(32))
@@ -73,7 +73,7 @@ def said():
 def unsampled(monkeypatch):
     """Restorations cost nothing and are grey."""
     monkeypatch.setattr(
-        "ldm.models.diffusion.solver.Solver.restore", lambda solver, model, problem, shape, *_, **__: torch.zeros(shape)
+        "ldm_inverse.runs.restoration.restore", lambda _, problem, *__: torch.zeros(1, 3, *problem.size)
     )
 
 

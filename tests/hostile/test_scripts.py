@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 
 import pytest
 import torch
@@ -15,13 +16,13 @@ from scripts import (
     convert_checkpoint,
     evaluate,
     overview,
+    report,
     sample,
     sweep,
     train,
 )
 from tests.checkpoints import Call, dumps, write_zip
-from tests.ldm.test_training import training_config
-from tests.tiny import write_pictures
+from tests.tiny import training_config, write_pictures
 
 PROGRAMS = {
     "train": train,
@@ -31,6 +32,7 @@ PROGRAMS = {
     "compare_samplers": compare_samplers,
     "evaluate": evaluate,
     "overview": overview,
+    "report": report,
     "sample": sample,
     "sweep": sweep,
 }
@@ -61,12 +63,14 @@ WORDS = [
     ("benchmark", ["--repeats", "0"], "--repeats"),
     ("benchmark", ["--config", "nowhere.yaml"], "nowhere.yaml"),
     ("benchmark", ["--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
-    ("sample", [], "--ldm_config"),
+    ("sample", [], "--model"),
     ("compare_samplers", [], "--reference"),
     ("evaluate", [], "give either runs"),
     ("evaluate", ["nowhere"], "no run in nowhere"),
     ("overview", [], "RUN"),
     ("overview", ["nowhere", "--save", "o.png"], "nowhere"),
+    ("report", [], "RUN"),
+    ("report", ["nowhere"], "nowhere holds no run"),
 ]
 
 
@@ -95,7 +99,7 @@ def test_an_interrupted_program_says_how_to_go_on_where_that_is_possible(program
     assert PROGRAMS[program].main(words) == 130
     err = capsys.readouterr().err
     assert err.startswith("interrupted")
-    assert ("the same command goes on" in err) == goes_on
+    assert ("the same command continues" in err) == goes_on
 
 
 @pytest.fixture
@@ -124,22 +128,33 @@ def spoil(config, path, value=None):
 def test_a_folder_that_is_no_run_is_not_shown(metrics, message, told, tmp_path):
     (tmp_path / "metrics.csv").write_text(metrics)
     err = told("overview", tmp_path, "--save", tmp_path / "o.png")
-    assert "is no finished run" in err
+    assert "is not a finished run" in err
     assert message in err
     assert not (tmp_path / "o.png").exists()
 
 
-KEYS = ["init", "whitening", "trainable", "learning_rate", "ema_decay", "stages"]
+@pytest.mark.parametrize("program", ["evaluate", "overview", "report"])
+@pytest.mark.parametrize("content", ["", "[]", '{"image": "b", "sample": 0}', "[" * 100_000])
+def test_a_damaged_result_is_told_and_not_passed_over(program, content, finished, told, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    result = next((folder / "results").iterdir())
+    result.write_text(content)
+    page = ["--save", tmp_path / "page"] if program != "evaluate" else []
+    assert f"error: {result} is damaged: delete it" in told(program, folder, *page)
+    assert not (tmp_path / "page").exists()
+
+
+KEYS = ["init", "whitening", "trainable", "learning_rate", "averages", "stages"]
 IN_THE_BLOCK = [
     ("training", None, "training.autoencoder"),
     ("training", 5, "training.autoencoder"),
     ("training.autoencoder", None, "training.autoencoder"),
     *((f"training.autoencoder.{key}", None, f"needs {key}") for key in KEYS),
     ("training.autoencoder.learning_rat", 1, "did you mean 'learning_rate'"),
-    ("training.autoencoder.init", "liner", "linear, random"),
-    ("training.autoencoder.trainable", "encoder", "all, decoder"),
+    ("training.autoencoder.init", "liner", "expected 'linear' or 'random'"),
+    ("training.autoencoder.trainable", "encoder", "expected 'all' or 'decoder'"),
     ("training.autoencoder.learning_rate", -1, "learning_rate"),
-    ("training.autoencoder.ema_decay", 1, "ema_decay"),
+    ("training.autoencoder.averages", [1], "averages.0"),
     ("training.autoencoder.stages", [], "stages"),
     ("training.autoencoder.stages", "all", "stages"),
     ("training.autoencoder.stages.0.share", None, "needs share"),
@@ -194,7 +209,7 @@ def test_what_lies_in_the_way_of_a_training(config, told, tmp_path):
     assert "cannot write to" in told("train", *words, "--out", tmp_path / "file")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "state.pt").write_bytes(b"PK\x03\x04 half a state")
-    assert "no state of this training" in told("train", *words, "--out", tmp_path / "out")
+    assert "not a state of this training" in told("train", *words, "--out", tmp_path / "out")
     for wrong in (["--seed", "-1"], ["--seed", 2**40], ["--max_minutes", "nan"], ["--threads", "0"]):
         assert wrong[0] in told("train", *words, "--out", tmp_path / "new", *wrong)
     assert not (tmp_path / "new").exists()

@@ -10,7 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.test_sample_condition import words
+from sample_condition import main
+from tests.runs import words
 from tests.tiny import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ NOT_A_TASK = {
     "more than a person writes": (b"# " + b"x" * 8_000_000, "too large"),
     "an interpolation of nothing": (b"data: {name: '${nothing}'}", "nothing"),
     "an interpolation of itself": (b"data: {name: '${data.name}'}", "data.name"),
-    "no measurement": (b"data: {name: ffhq}", "measurement.operator.name"),
+    "no measurement": (b"data: {name: ffhq}", "measurement needs operator"),
     "an unknown block": (b"measurment: {}", "did you mean 'measurement'"),
     "a block that is text": (b"measurement: blur", "measurement: expected a mapping"),
     "a block that is nothing": (b"measurement:\n", "measurement"),
@@ -73,7 +74,7 @@ def test_a_file_that_is_a_folder_or_has_no_name_that_can_be_is_refused(refused, 
 CANNOT_BE = [
     (["measurement.operator.name=gaussianblur", "measurement.mask_opt={}"], "did you mean 'gaussian_blur'"),
     (["measurement.operator.name=[inpainting]"], "operator"),
-    (["data.name=5"], "unknown dataset '5'"),
+    (["data.name=5"], "data.name: expected text, got 5"),
     (["data.root=[a, b]"], "data.root"),
     (["data.root="], "data.root"),
     (["measurement.noise.sigma=.nan"], "sigma"),
@@ -108,6 +109,12 @@ CANNOT_BE = [
     (["..=1"], "unknown setting ''"),
     (["a[=1"], "unknown setting 'a'"),
     (["measurement.mask_opt=null"], "measurement.mask_opt: expected a mapping"),
+    (["measurement.mask_opt=[1]"], "measurement.mask_opt: expected a mapping of settings, got [1]"),
+    (["measurement=[1]"], "measurement: expected a mapping of settings, got [1]"),
+    (["measurement.mask_opt.mask_prob_range={a: 1}"], "mask_prob_range: expected two numbers"),
+    (["measurement.noise.sigma=-.inf"], "got -inf"),
+    (["measurement.range=0.5"], "measurement.range: expected a list, got 0.5"),
+    (["measurement.range=[1, 2, 3]"], "measurement.range: expected a list of at most 2, got"),
     (["a"], "key=value"),
     (["data.name=[1,"], "not plain YAML"),
     (["data.name=!!python/name:os.system"], "not plain YAML"),
@@ -130,8 +137,9 @@ BLUR = {"name": "gaussian_blur", "kernel_size": 5, "intensity": 1}
 MOTION = {"name": "motion_blur", "kernel_size": 5, "intensity": 0.5}
 SUPER = {"name": "super_resolution", "scale_factor": 2}
 OPERATORS = [
-    ({}, "measurement.operator.name"),
+    ({}, "measurement.operator needs name"),
     ({**BLUR, "kernel_size": 4}, "kernel_size"),
+    ({**MOTION, "kernel": float("nan")}, "kernel: expected"),
     ({**BLUR, "kernel_size": 1}, "kernel_size"),
     ({**BLUR, "kernel_size": 5.5}, "kernel_size"),
     ({**BLUR, "kernel_size": 1_000_001}, "kernel_size"),
@@ -184,11 +192,15 @@ MODELS = {
     "no timesteps": ("params.timesteps", 0, "timesteps"),
     "a first stage of no sides": (f"{CODER}.ch_mult", [], "ch_mult: expected a list of 1 to 12"),
     "levels without end": (f"{CODER}.ch_mult", [1] * 10_000, "ch_mult: expected a list of 1 to 12"),
-    "a level without end": (f"{CODER}.ch_mult", [1, 10**9], "each of ch_mult"),
-    "a level of less than nothing": (f"{CODER}.ch_mult", [1, -1], "each of ch_mult"),
+    "a level without end": (f"{CODER}.ch_mult", [1, 10**9], "ch_mult.1: expected a number above 0"),
+    "a level of less than nothing": (f"{CODER}.ch_mult", [1, -1], "ch_mult.1: expected a number above 0"),
     "levels that are a number": (f"{CODER}.ch_mult", 3, "ch_mult"),
     "levels of the UNet without end": ("params.unet_config.params.channel_mult", [1] * 10_000, "channel_mult"),
-    "a level of the UNet without end": ("params.unet_config.params.channel_mult", [1, 10**9], "each of channel_mult"),
+    "a level of the UNet without end": (
+        "params.unet_config.params.channel_mult",
+        [1, 10**9],
+        "channel_mult.1: expected a number above 0",
+    ),
     "the coder's channels without end": (f"{CODER}.ch", 10**9, "ch: expected"),
     "features without end": (f"{CODER}.z_channels", 10**9, "z_channels"),
     "colours without end": (f"{CODER}.out_ch", 10**9, "out_ch"),
@@ -232,8 +244,6 @@ def test_a_configuration_of_what_is_no_model_is_refused(name, refused, tmp_path)
 @pytest.fixture(scope="module")
 def measured(place, tmp_path_factory):
     """A folder with a measurement of the first picture, as a run writes it."""
-    from tests.test_sample_condition import main
-
     out = tmp_path_factory.mktemp("measured")
     assert main(words(place, out, "--limit", "1", steps=1)) == 0
     return out / "label" / "a_jpg.safetensors"

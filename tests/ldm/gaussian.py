@@ -28,6 +28,7 @@ class GaussianLatents(nn.Module):
         self.decoder_gain = nn.Parameter(torch.ones((), dtype=mean.dtype))
         self.calls: list[Tensor] = []
         self.memory_format = torch.contiguous_format
+        self.cond_stage_model = None
 
     def marginal(self, abar: float) -> Tensor:
         """Variance of the diffused latent."""
@@ -60,8 +61,11 @@ class GaussianLatents(nn.Module):
         return z
 
     @torch.no_grad()
-    def decode_first_stage(self, z: Tensor) -> Tensor:
-        return self.differentiable_decode_first_stage(z)
+    def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
+        return self.differentiable_decode_first_stage(z, force_not_quantize)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return len(self.mean), height, width
 
 
 def soft_step_of(model, operator_fn):
@@ -73,3 +77,10 @@ def soft_step_of(model, operator_fn):
         return x_t - scale * torch.autograd.grad(norm.sum(), x_prev)[0], norm
 
     return conditioning
+
+
+def random_gaussian(shape: tuple[int, ...]) -> GaussianLatents:
+    """Return a prior with a mean and a variance that differ from entry to entry, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return GaussianLatents(mean, 0.05 + torch.rand(shape, dtype=torch.float64, generator=generator))

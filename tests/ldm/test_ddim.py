@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.models.diffusion.ddim import DDIMSampler
-from tests.ldm.gaussian import GaussianLatents
+from tests.ldm.gaussian import random_gaussian
 from util.errors import UserError
 
 SHAPE = (3, 4, 4)
@@ -14,10 +14,7 @@ SHAPE = (3, 4, 4)
 
 @pytest.fixture
 def model():
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(SHAPE, dtype=torch.float64, generator=generator)
-    variance = 0.05 + torch.rand(SHAPE, dtype=torch.float64, generator=generator)
-    return GaussianLatents(mean, variance)
+    return random_gaussian(SHAPE)
 
 
 def seeded(seed=0):

@@ -8,9 +8,10 @@ import torch
 
 from ldm.models.autoencoder import DiagonalGaussian
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.levels import LevelTable
 from ldm.util import instantiate_from_config
 from tests.reference.recorded import recorded
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, family
 from util.errors import UserError
 
 
@@ -126,10 +127,56 @@ def test_mistakes_are_told():
     with pytest.raises(UserError, match="unconditional"):
         LatentDiffusion(**params()).get_learned_conditioning({})
     with pytest.raises(UserError, match="eps"):
-        LatentDiffusion(**params(parameterization="v"))
+        LatentDiffusion(**params(parameterization="score"))
     with pytest.raises(UserError, match="conditioning_key"):
         LatentDiffusion(**params(conditioning_key="cross"))
     with pytest.raises(UserError, match="beta_schedule"):
         LatentDiffusion(**params(beta_schedule="lineal"))
     with pytest.raises(UserError, match="linear_start"):
         LatentDiffusion(**params(linear_strat=0.1))
+
+
+class Stub(torch.nn.Module):
+    """A network that knows the noise and the clean latent, and gives what is asked of it."""
+
+    def __init__(self, prediction):
+        super().__init__()
+        self.prediction = prediction
+
+    def forward(self, x, t, cond=None):
+        return self.prediction
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
+@pytest.mark.parametrize("timestep", [0, 400, 999, 400.25])
+def test_the_noise_follows_from_each_prediction(parameterization, timestep):
+    network = LatentDiffusion(**params(parameterization=parameterization)).double()
+    generator = torch.Generator().manual_seed(0)
+    z0, noise = torch.randn(2, 2, 3, 8, 8, dtype=torch.float64, generator=generator)
+    level = LevelTable.of(network.alphas_cumprod).at(timestep)
+    predictions = {"eps": noise, "x0": z0, "v": level.alpha * noise - level.sigma * z0}
+    network.model = Stub(predictions[parameterization])
+    found = network.apply_model(level.alpha * z0 + level.sigma * noise, torch.full((2,), timestep))
+    assert torch.allclose(found, noise, atol=1e-5 if timestep == 0 else 1e-9)
+
+
+def test_latents_are_shifted_and_scaled():
+    torch.manual_seed(0)
+    plain = LatentDiffusion(**params()).eval()
+    moved = LatentDiffusion(**params(scale_factor=0.25, shift_factor=0.5)).eval()
+    moved.load_state_dict(plain.state_dict())
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    latent = moved.encode_mode(image)
+    assert torch.allclose(latent, 0.25 * (plain.encode_mode(image) - 0.5))
+    expected = plain.decode_first_stage(plain.encode_mode(image), force_not_quantize=True)
+    assert torch.allclose(moved.decode_first_stage(latent, force_not_quantize=True), expected, atol=1e-5)
+
+
+def test_images_of_one_channel():
+    grey = family(first_stage=None)
+    shape = grey["model"]["params"]["first_stage_config"]["params"]["ddconfig"]
+    shape.update(in_channels=1, out_ch=1)
+    network = instantiate_from_config(grey["model"]).eval()
+    assert network.image_channels == 1
+    image = torch.rand(2, 1, 32, 32)
+    assert network.decode_first_stage(network.encode_mode(image)).shape == image.shape

@@ -5,8 +5,6 @@ import torch
 from torch.nn import functional as F
 
 from ldm.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModelInterface
-from ldm.modules.attention import QUERIES_AT_ONCE, one_head_attention
-from ldm.modules.diffusionmodules.model import Decoder, Upsample
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import GroupNorm
 from ldm.modules.encoders.modules import ClassEmbedder
@@ -138,49 +136,3 @@ def test_unknown_parameter_offers_the_nearest():
     _, case = recorded("unet_ffhq_like")
     with pytest.raises(UserError, match="num_res_blocks"):
         UNetModel(**case["params"], num_resblocks=2)
-
-
-def test_folded_upsampling_is_the_same_map():
-    torch.manual_seed(0)
-    layer = Upsample(5).double().requires_grad_(False)
-    x = torch.randn(2, 5, 7, 4, dtype=torch.float64, requires_grad=True)
-    plain = layer(x)
-    weight = torch.randn_like(plain)
-    (expected,) = torch.autograd.grad((plain * weight).sum(), x)
-    names = list(layer.state_dict())
-    layer.freeze(torch.float64)
-    assert list(layer.state_dict()) == names
-    assert relative_error(layer(x), plain) < 1e-14
-    assert relative_error(torch.autograd.grad((layer(x) * weight).sum(), x)[0], expected) < 1e-14
-
-
-@pytest.mark.parametrize("positions", [9, QUERIES_AT_ONCE + 70])
-def test_attention_of_one_head_is_torchs(positions):
-    torch.manual_seed(0)
-    q, k, v, weight = torch.randn(4, 2, positions, 3, dtype=torch.float64)
-    inputs = [x.requires_grad_() for x in (q, k, v)]
-    found, expected = one_head_attention(*inputs), F.scaled_dot_product_attention(*inputs)
-    assert relative_error(found, expected) < 1e-12
-    gradients = [torch.autograd.grad((out * weight).sum(), inputs) for out in (found, expected)]
-    for one, other in zip(*gradients, strict=True):
-        assert relative_error(one, other) < 1e-12
-
-
-def test_images_that_occupy_a_processor_are_decoded_one_by_one(monkeypatch):
-    torch.manual_seed(0)
-    network = Decoder(
-        ch=32, out_ch=3, ch_mult=[1, 1], num_res_blocks=1, attn_resolutions=[], resolution=8, z_channels=3
-    ).double()
-    z = torch.randn(3, 3, 4, 5, dtype=torch.float64).requires_grad_()
-    together = network(z)
-    weight = torch.randn_like(together)
-    (expected,) = torch.autograd.grad((together * weight).sum(), z)
-    sizes = []
-    network.conv_in.register_forward_hook(lambda _, inputs, out: sizes.append(len(out)))
-    for alone, seen in ((21, [3]), (20, [1, 1, 1])):
-        monkeypatch.setattr("ldm.modules.diffusionmodules.model.ALONE", alone)
-        sizes.clear()
-        found = network(z)
-        assert sizes == seen
-        assert relative_error(found, together) < 1e-13
-        assert relative_error(torch.autograd.grad((found * weight).sum(), z)[0], expected) < 1e-13

@@ -1,4 +1,4 @@
-"""What a YAML may build: the list of targets, and their keywords."""
+"""A YAML builds only listed targets, with their keywords."""
 
 import sys
 
@@ -62,6 +62,30 @@ def test_a_target_outside_the_list_is_refused_and_the_list_named(target):
     with pytest.raises(UserError) as error:
         instantiate_from_config({"target": target, "params": {}})
     assert all(known in str(error.value) for known in TARGETS)
+
+
+ENCODERS = "ldm.modules.encoders.modules."
+# As CompVis, Stability AI and taming-transformers publish them.
+PUBLISHED = {
+    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": "an inpainting model",
+    "ldm.models.diffusion.ddpm.Layout2ImgDiffusion": "a model of layouts",
+    "ldm.models.diffusion.ddpm.LatentUpscaleDiffusion": "a super-resolution model",
+    "ldm.models.diffusion.ddpm.MinimalRETRODiffusion": "retrieved pictures",
+    "ldm.models.diffusion.ddpm.DDPM": "a diffusion model of pixels",
+    "sgm.models.diffusion.DiffusionEngine": "Stable Diffusion XL",
+    f"{ENCODERS}BERTEmbedder": "texts or layouts",
+    f"{ENCODERS}SpatialRescaler": "is given a picture",
+    f"{ENCODERS}FrozenCLIPImageEmbedder": "is given pictures",
+    f"{ENCODERS}FrozenOpenCLIPEmbedder": "Stable Diffusion 2",
+}
+
+
+@pytest.mark.parametrize("target", PUBLISHED)
+def test_a_published_kind_that_cannot_be_used_is_called_what_it_is(target):
+    with pytest.raises(UserError, match=PUBLISHED[target]) as error:
+        instantiate_from_config({"target": target, "params": {}})
+    assert target in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_nothing_is_imported_because_a_yaml_says_so(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 import yaml
 
-from ldm_inverse.kernel_wizard import KernelWizard
+from ldm_inverse.operators.kernel_wizard import KernelWizard
 
 TINY = {
     "input_nc": 3,

@@ -1,16 +1,17 @@
-"""What a person would do without a model, on a photograph."""
+"""Baselines without a model, on a photograph."""
 
 import time
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy.interpolate import griddata
 from skimage.data import astronaut
 from skimage.restoration import denoise_tv_chambolle
 
-from ldm_inverse.baselines import baseline, interpolate
+from ldm_inverse.baselines import hybrid_input_output, interpolate
 from ldm_inverse.measurements import Operator, get_noise, get_operator
 from util.errors import UserError
 
@@ -20,6 +21,10 @@ def photograph():
     """A face, (1, 3, 96, 96)."""
     face = Image.fromarray(astronaut()[:200, 120:320]).resize((96, 96), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(face)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def baseline(operator, y, shape, sigma, state):
+    return operator.baseline(y, shape, sigma, **state).clamp(-1, 1)
 
 
 def psnr(truth, image):
@@ -94,7 +99,9 @@ def test_total_variation_is_scikit_images_and_takes_away_what_is_noise(photograp
 
 
 def test_an_unknown_baseline_is_told():
-    with pytest.raises(UserError, match="unknown baseline 'total_variance': did you mean 'total_variation'"):
+    with pytest.raises(
+        UserError, match="baseline: expected 'non_local_means' or 'total_variation', got 'total_variance'"
+    ):
         get_operator("noise", baseline="total_variance")
 
 
@@ -159,3 +166,31 @@ def test_batch_is_each_image_alone(photograph):
     for i in range(2):
         alone = baseline(operator, y[i : i + 1], x[:1].shape, 0.01, {"kernel": state["kernel"][i : i + 1]})
         assert torch.allclose(together[i : i + 1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 8])
+def test_hybrid_input_output_is_fienups(iterations):
+    """Against the algorithm as in Fienup's paper, on whole spectra, for one try and the channel that is kept."""
+    side, pad = 8, 4
+    truth = np.random.RandomState(5).uniform(-1, 1, (1, 3, side, side))
+    magnitude = np.abs(np.fft.fft2(np.pad(truth, ((0, 0), (0, 0), (pad, pad), (pad, pad))), norm="ortho"))
+    support = np.pad(np.ones((side, side), dtype=bool), pad)
+    g = np.random.RandomState(0).uniform(-1, 1, (1, 3, side + 2 * pad, side + 2 * pad)) * support
+    for iteration in range(iterations + iterations // 8):
+        spectrum = np.fft.fft2(g, norm="ortho")
+        fitted = np.fft.ifft2(magnitude * spectrum / np.abs(spectrum), norm="ortho").real
+        allowed = support & (np.abs(fitted) <= 1)
+        feedback = np.where(allowed, fitted, g - 0.9 * fitted)
+        g = feedback if iteration < iterations else support * fitted.clip(-1, 1)
+    y = torch.from_numpy(np.fft.fftshift(magnitude, axes=(-2, -1)))
+    found = hybrid_input_output(y, pad, iterations, tries=1)
+    assert np.abs(found[0, 1].numpy() - g[0, 1, pad:-pad, pad:-pad]).max() < 1e-9
+
+
+def test_hybrid_input_output_of_grey_is_that_of_the_channel():
+    truth = torch.from_numpy(np.random.RandomState(5).uniform(-1, 1, (1, 1, 8, 8)))
+    magnitude = torch.fft.fftshift(torch.fft.fft2(F.pad(truth, [4] * 4), norm="ortho").abs(), dim=(-2, -1))
+    found = hybrid_input_output(magnitude, 4, iterations=8, tries=1)
+    first = hybrid_input_output(magnitude.expand(1, 3, -1, -1), 4, iterations=8, tries=1)[:, :1]
+    alike = [first, -first, first.flip(-2, -1), -first.flip(-2, -1)]  # of the same magnitudes
+    assert any(torch.allclose(found, one, atol=1e-9) for one in alike)

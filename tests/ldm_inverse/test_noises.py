@@ -100,21 +100,21 @@ def test_levels():
     assert torch.equal(get_noise("clean")(x), x)
 
 
-def test_root_mean_square_over_a_measurement():
+def test_the_share_of_entries_with_noise():
     mask = (torch.rand(1, 1, 100, 100, generator=torch.Generator().manual_seed(0)) > 0.7).double()
     x = torch.zeros(1, 3, 100, 100, dtype=torch.float64)
     for noise in (get_noise("gaussian", sigma=0.3), get_noise("gaussian", sigma=0.3, noise_on_dropped=True)):
         measured = noise(x, np.random.RandomState(0), mask=mask).square().mean().sqrt().item()
-        assert noise.root_mean_square(mask=mask) == pytest.approx(measured, rel=0.03)
-    assert get_noise("gaussian", sigma=0.3).root_mean_square(kernel=mask) == 0.3
-    assert get_noise("poisson", rate=1.0).root_mean_square(mask=mask) is None
+        assert 0.3 * noise.noisy_share(mask=mask) ** 0.5 == pytest.approx(measured, rel=0.03)
+    assert get_noise("gaussian", sigma=0.3).noisy_share(kernel=mask) == 1
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
+        ("gaussian", {"sigma": True}, "sigma.*True"),
         ("gaussian", {"sigma": -1}, "sigma.*-1"),
-        ("gaussian", {"sigma": "0.1"}, "sigma"),
+        ("gaussian", {"sigma": "loud"}, "sigma: expected a number from 0 to 1000, or .estimate., got .loud."),
         ("gaussian", {}, "needs sigma"),
         ("poisson", {"rate": 0}, "rate.*above 0"),
         ("poisson", {"rate": float("inf")}, "rate"),

@@ -65,6 +65,14 @@ class Operators:
         def forward(self, x: Tensor) -> Tensor:
             return x * x.detach()
 
+    class GradientZero(Operator):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.round()
+
+    class SizesOfNothing(Operator):
+        def forward(self, x: Tensor) -> None:
+            return None
+
     class AloneParameter(Operator):
         def __init__(self) -> None:
             super().__init__()
@@ -131,12 +139,14 @@ class Operators:
 
 DEFECTS = [
     ("sizes", Operators.SizesOfBatch, "give a measurement of ()"),
+    ("gradient", Operators.GradientZero, "the gradient is zero everywhere"),
+    ("sizes", Operators.SizesOfNothing, "forward returns NoneType, not a tensor"),
     ("sizes", Operators.SizesFinite, "NaN or infinity"),
     ("sizes", Operators.SizesTold, "2 x 300"),
     ("sizes", Operators.SizesNone, "refuses every size"),
     ("linear", Operators.LinearSaid, "linear = True"),
     ("linear", Operators.LinearNotSaid, "linear = False"),
-    ("adjoint", Operators.AdjointWrong, "mend transpose"),
+    ("adjoint", Operators.AdjointWrong, "correct transpose"),
     ("adjoint", Operators.AdjointOfNonlinear, "only a linear operator"),
     ("gradient", Operators.GradientDetached, "no gradient reaches the image"),
     ("gradient", Operators.GradientWrong, "finite differences"),

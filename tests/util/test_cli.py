@@ -1,5 +1,6 @@
 """The argument parser: published defaults, mistakes in one line, and a quick start."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from util.cli import exit_status, parse_args
+from ldm_inverse.runs.command_line import parse_args
+from util.cli import exit_status
 from util.errors import Terminated, UserError
+from util.processes import heed_interruption
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +74,7 @@ def test_a_mistake_is_told_in_one_line(words, told, capsys):
     def command(args):
         raise AssertionError("must not run")
 
-    assert exit_status(command, words) == 2
+    assert exit_status(command, words, parse_args) == 2
     out, err = capsys.readouterr()
     assert told in err
     assert err.startswith("error: ")
@@ -86,45 +89,69 @@ def test_exit_status_of_the_ways_to_end(capsys):
 
         return command
 
-    assert exit_status(lambda args: 0, []) == 0
-    assert exit_status(lambda args: 1, []) == 1
-    assert exit_status(stop(UserError("no such thing")), []) == 2
+    assert exit_status(lambda args: 0, [], parse_args) == 0
+    assert exit_status(lambda args: 1, [], parse_args) == 1
+    assert exit_status(stop(UserError("no such thing")), [], parse_args) == 2
     assert capsys.readouterr().err == "error: no such thing\n"
     for error, status in ((KeyboardInterrupt(), 130), (Terminated(), 143)):
-        assert exit_status(stop(error), []) == status
+        assert exit_status(stop(error), [], parse_args) == status
         assert capsys.readouterr().err == "interrupted\n"
-        assert exit_status(stop(error), [], interrupted="interrupted: go on so") == status
+        assert exit_status(stop(error), [], parse_args, interrupted="interrupted: go on so") == status
         assert capsys.readouterr().err == "interrupted: go on so\n"
-    assert exit_status(stop(MemoryError()), []) == 2
+    assert exit_status(stop(MemoryError()), [], parse_args) == 2
     assert capsys.readouterr().err.startswith("error: out of memory")
     with pytest.raises(ZeroDivisionError):  # a defect of the program keeps its traceback
-        exit_status(stop(ZeroDivisionError()), [])
+        exit_status(stop(ZeroDivisionError()), [], parse_args)
 
 
 def test_what_torch_says_without_memory_is_one_line(capsys):
     def command(args):
         torch.empty(1 << 50)
 
-    assert exit_status(command, []) == 2
+    assert exit_status(command, [], parse_args) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_sigterm_ends_the_command_and_is_handled_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM)
-    assert exit_status(lambda args: signal.raise_signal(signal.SIGTERM), []) == 143
+    assert exit_status(lambda args: signal.raise_signal(signal.SIGTERM), [], parse_args) == 143
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_dropped_ends_the_command_later():
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def command(args):
+        Finalised()  # where Python only prints what the handler raises
+        heed_interruption()
+
+    assert exit_status(command, [], parse_args) == 143
+    heed_interruption()  # all that was received is forgotten after the command
+
+
+def test_a_signal_whose_exception_becomes_another_ends_the_command_all_the_same():
+    def command(args):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("module has no attribute") from None  # as imports of C modules do
+
+    assert exit_status(command, [], parse_args) == 130
 
 
 def test_debug_shows_the_traceback(capsys):
     def command(args):
         raise UserError("no such thing")
 
-    assert exit_status(command, ["--debug"]) == 2
+    assert exit_status(command, ["--debug"], parse_args) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_help_shows_defaults_and_runnable_examples(capsys):
-    assert exit_status(lambda args: 0, ["--help"]) == 0
+    assert exit_status(lambda args: 0, ["--help"], parse_args) == 0
     out = capsys.readouterr().out
     for text in ("500", "configs/tasks/gaussian_deblur_config.yaml", "examples:", "--preset demo", "./results"):
         assert text in out
@@ -140,3 +167,61 @@ def test_the_parser_needs_nothing_heavy():
     code = "import sys, util.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "omegaconf", "yaml", "PIL", "tqdm"} & set(loaded.stdout.split())
+
+
+PROGRAM = """
+import sys
+from util.cli import Parser, exit_status
+def parse(words):
+    parser = Parser(description="x" * 1000)
+    parser.add_argument("lines", type=int)
+    return parser.parse_args(words)
+def command(args):
+    for line in range(args.lines):
+        print(line)
+sys.exit(exit_status(command, None, parse))
+"""
+
+
+def run_program(words, stdout, unbuffered):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if stdout == subprocess.PIPE:
+        process.stdout.close()
+    told = process.stderr.read()
+    return process.wait(), told
+
+
+WAYS = [(["1"], ""), (["1"], "1"), (["100000"], ""), (["100000"], "1"), (["--help"], ""), (["--help"], "1")]
+
+
+@pytest.mark.parametrize(("words", "unbuffered"), WAYS)
+def test_a_reader_that_has_enough_ends_a_command_quietly(words, unbuffered):
+    assert run_program(words, subprocess.PIPE, unbuffered) == (141, "")
+
+
+@pytest.mark.parametrize(("words", "unbuffered"), WAYS)
+def test_a_full_stdout_is_one_line(words, unbuffered):
+    with open("/dev/full", "w") as full:
+        assert run_program(words, full, unbuffered) == (2, "error: cannot write: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("words", "status"), [("1", 0), ("--nothing", 2)])
+def test_closed_streams_leave_the_status_as_it_is(closed, words, status):
+    command = ["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, "-c", PROGRAM, words]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == status
+    assert "Traceback" not in found.stderr
+
+
+def test_a_full_stderr_leaves_the_status_as_it_is():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", PROGRAM, "--nothing"]
+        assert subprocess.run(command, cwd=ROOT, stderr=full).returncode == 2

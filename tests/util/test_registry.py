@@ -1,7 +1,8 @@
 import pytest
 
 from util.errors import UserError
-from util.registry import Registry, nearest, unknown
+from util.registry import Registry
+from util.words import nearest, unknown
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_build_passes_keywords(registry):
 
 def test_build_names_the_nearest_keyword(registry):
     with pytest.raises(
-        UserError, match="keyword of operator 'gaussian_blur' 'kernelsize': did you mean 'kernel_size'?"
+        UserError, match="setting of operator 'gaussian_blur' 'kernelsize': did you mean 'kernel_size'?"
     ):
         registry.build("gaussian_blur", kernelsize=61)
 

@@ -1,101 +1,83 @@
-"""Laying task file, preset and command line over the defaults."""
+"""Settings: what is refused, where, and in which words."""
+
+from fractions import Fraction
+from typing import Annotated, Literal
 
 import pytest
 
 from util.errors import UserError
-from util.settings import find_preset, from_words, resolve
-
-TASK = {"measurement": {"operator": {"name": "gaussian_blur", "kernel_size": 61}, "noise": {"name": "clean"}}}
+from util.settings import BelowOne, Count, Flag, Number, Positive, Settings, Share, keywords, read, whole
 
 
-def resolved(*layers):
-    return resolve([("task", TASK), *(("layer", layer) for layer in layers)])
+class Stage(Settings):
+    lr: Positive = 1.0
+    count: Count = 3
+    window: Count | None = None
+    eps: Literal["noise"] | Positive = 1e-3
+    share: Share = Fraction(1, 3)
 
 
-def test_defaults_are_the_published_ones():
-    settings = resolved()
-    assert (settings.ddim_steps, settings.ddim_eta, settings.ddim_scale) == (500, 0.0, 1.0)
-    assert (settings.conditioning.main_sampler, settings.conditioning.method) == ("resample", "ps")
-    assert settings.conditioning.resample == {}
-
-
-def test_later_layers_win_key_by_key():
-    settings = resolved(
-        {"ddim_steps": 50, "conditioning": {"resample": {"gamma": 10, "interval": 5}}},
-        {"ddim_steps": 7, "conditioning": {"resample": {"interval": 3}}, "measurement": {"noise": {"sigma": 0.1}}},
-    )
-    assert settings.ddim_steps == 7
-    assert settings.conditioning.resample == {"gamma": 10, "interval": 3}
-    assert settings.measurement.noise == {"name": "clean", "sigma": 0.1}
-    assert settings.measurement.operator["kernel_size"] == 61
-
-
-def test_another_operator_or_noise_does_not_inherit_keywords():
-    task = {"operator": {"name": "gaussian_blur", "intensity": 3.0}, "noise": {"name": "gaussian", "sigma": 0.01}}
-    layers = [("task", {"measurement": task})]
-    same = resolve(
-        [*layers, ("words", {"measurement": {"noise": {"name": "gaussian"}, "operator": {"kernel_size": 9}}})]
-    )
-    assert same.measurement.noise == task["noise"]
-    assert same.measurement.operator == {**task["operator"], "kernel_size": 9}
-    words = {"measurement": {"noise": {"name": "poisson", "rate": 1}, "operator": {"name": "motion_blur"}}}
-    other = resolve([*layers, ("words", words)])
-    assert other.measurement.noise == {"name": "poisson", "rate": 1}
-    assert other.measurement.operator == {"name": "motion_blur"}
-
-
-def test_tuples_of_published_files_stay_sequences():
-    settings = resolved({"measurement": {"mask_opt": {"mask_prob_range": (0.7, 0.71)}}})
-    assert list(settings.measurement.mask_opt["mask_prob_range"]) == [0.7, 0.71]
+class Group(Settings):
+    stage: Stage = Stage()
+    final: Flag | Stage = True
+    refine: Stage | None = None
+    span: tuple[Number, Number] = (0.0, 1.0)
+    stages: tuple[Stage, ...] = ()
+    momentum: BelowOne = 0.0
 
 
 @pytest.mark.parametrize(
-    ("layer", "told"),
+    ("values", "told"),
     [
-        ({"ddim_step": 3}, "layer: unknown setting 'ddim_step': did you mean 'ddim_steps'"),
-        ({"measurement": {"operatr": {}}}, "unknown setting of measurement 'operatr': did you mean 'operator'"),
-        ({"ddim_steps": "many"}, "ddim_steps"),
-        ({"ddim_steps": 2.5}, "ddim_steps"),
-        ({"ddim_steps": 0}, "ddim_steps"),
-        ({"ddim_steps": None}, "ddim_steps"),
-        ({"ddim_eta": 1.5}, "ddim_eta"),
-        ({"ddim_eta": float("nan")}, "ddim_eta"),
-        ({"ddim_scale": float("inf")}, "ddim_scale"),
-        ({"class_label": "cat"}, "class_label"),
-        ({"conditioning": 3}, "layer: "),
-        ({"conditioning": {"params": 3}}, "conditioning.params"),
-        ({"data": {"root": ["a"]}}, "data.root"),
-        ({"data": {"root": "${nowhere}"}}, "nowhere"),
-        ({"measurement": {"noise": {"name": 3}}}, "measurement.noise.name"),
-        (["ddim_steps"], "layer: expected a mapping"),
+        ({"stage": {"lr": 0}}, "g.stage.lr: expected a number above 0, got 0"),
+        ({"stage": {"lr": "nan"}}, "g.stage.lr: expected a number above 0, got 'nan'"),
+        ({"stage": {"lr": True}}, "g.stage.lr: expected a number above 0, got True"),
+        ({"stage": {"eps": "nois"}}, "g.stage.eps: expected 'noise', or a number above 0, got 'nois'"),
+        ({"stage": {"share": "4/3"}}, "g.stage.share: expected a share from 0 to 1, such as 0.25 or 1/3, got '4/3'"),
+        ({"stage": 5}, "g.stage: expected a mapping of settings, got 5"),
+        ({"final": 3}, "g.final: expected true or false, or a mapping of settings, got 3"),
+        ({"final": {"lr": -1}}, "g.final.lr: expected a number above 0, got -1"),
+        ({"refine": {"count": 1.5}}, "g.refine.count: expected a whole number, 1 or more, got 1.5"),
+        ({"span": [1]}, "g.span.1: expected one entry more, got [1]"),
+        ({"stages": [{}, {"count": 0}]}, "g.stages.1.count: expected a whole number, 1 or more, got 0"),
+        ({"momentum": 1}, "g.momentum: expected a number from 0 to below 1, got 1"),
     ],
 )
-def test_a_wrong_setting_is_told_in_one_line(layer, told):
-    with pytest.raises(UserError) as error:
-        resolved(layer)
-    assert told in str(error.value)
-    assert "\n" not in str(error.value)
+def test_a_mistake_is_told_by_its_place_in_a_line(values, told):
+    with pytest.raises(UserError) as caught:
+        read(Group, values, "g")
+    assert str(caught.value) == told
 
 
-def test_a_task_needs_an_operator():
-    with pytest.raises(UserError, match=r"measurement\.operator\.name"):
-        resolve([])
+def test_an_unknown_key_is_told_with_the_nearest_known():
+    with pytest.raises(UserError, match="unknown setting of g.final 'lrr': did you mean 'lr'"):
+        read(Group, {"final": {"lrr": 1}}, "g")
+    with pytest.raises(UserError, match="unknown setting of g.stages.0 'cuont': did you mean 'count'"):
+        read(Group, {"stages": [{"cuont": 1}]}, "g")
 
 
-def test_words_become_a_nested_mapping_with_yaml_values():
-    words = [("a.b", "1e-3"), ("a.c", "[1, 2]"), ("d", "true"), ("e", "text"), ("a.b", "2")]
-    assert from_words(words) == {"a": {"b": 2, "c": [1, 2]}, "d": True, "e": "text"}
+def test_each_mistake_has_a_line():
+    with pytest.raises(UserError) as caught:
+        read(Group, {"stage": {"lr": 0, "count": 0}, "nothing": 1}, "g")
+    assert len(str(caught.value).splitlines()) == 3
 
 
-def test_a_word_is_plain_yaml():
-    for text in ("[1", "!!python/object/apply:os.system [true]"):
-        with pytest.raises(UserError, match="plain YAML"):
-            from_words([("a", text)])
+def test_settings_survive_being_written_as_plain_values():
+    group = read(Group, {"stage": {"lr": "1e-6", "share": "1/3"}, "refine": {}, "final": {"window": 2}})
+    assert group.stage.lr == 1e-6
+    assert group.stage.share == Fraction(1, 3)
+    assert read(Group, group.to_plain()) == group
 
 
-def test_presets_by_name_and_by_file(tmp_path):
-    assert find_preset("demo").name == "demo.yaml"
-    own = tmp_path / "own.yaml"
-    assert find_preset(str(own)) == own
-    with pytest.raises(UserError, match="did you mean 'demo'"):
-        find_preset("demmo")
+def test_a_signature_is_a_group_of_settings():
+    def operator(size: Annotated[int, whole(1, 99, odd=True)], sigma: Positive = 1.0):
+        pass
+
+    assert keywords(operator, {"size": 3.0}, "operator 'mine'") == {"size": 3}
+    for values, told in (
+        ({}, "operator 'mine' needs size"),
+        ({"size": 4}, "an odd number from 1 to 99, got 4"),
+        ({"size": 3, "sigm": 1}, "did you mean 'sigma'"),
+    ):
+        with pytest.raises(UserError, match=told):
+            keywords(operator, values, "operator 'mine'")

@@ -1,24 +1,17 @@
 """Ancestral sampling (Ho, Jain and Abbeel, Denoising Diffusion Probabilistic Models, 2020)."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor
 
-from ldm.models.diffusion.checked_settings import CheckedSettings
 from ldm.models.diffusion.levels import CLEAN, LevelTable
 from ldm.models.diffusion.prior import LatentPrior
-from ldm.models.diffusion.prior_sampler import register_prior_sampler
+from ldm.models.diffusion.prior_sampler import PriorSettings, register_prior_sampler
 from ldm.modules.diffusionmodules.util import make_ddim_timesteps
 
 
-@dataclass(frozen=True)
-class AncestralSettings(CheckedSettings):
-    """Of ancestral sampling there is nothing to set."""
-
-    def passes(self, steps: int) -> int:
-        """How often a run of ``steps`` steps passes through the UNet."""
-        return steps
+class AncestralSettings(PriorSettings):
+    """Ancestral sampling has no settings."""
 
 
 @register_prior_sampler("ddpm", AncestralSettings)

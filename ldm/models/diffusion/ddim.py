@@ -1,41 +1,30 @@
-"""DDIM sampling (Song et al., 2021) and posterior sampling, under the published names."""
+"""DDIM sampling (Song et al., 2021), and under the published names posterior sampling.
 
-import logging
+`DDIMSampler` is the one thing here that reaches up to `ldm_inverse`, inside its methods: outside code relies on it to
+sample the posterior, and the prior has no other use for that.
+"""
+
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from ldm.models.diffusion import daps, dps, psld, resample, sitcom, unsolved  # noqa: F401 (they register their samplers)
-from ldm.models.diffusion.checked_settings import CheckedSettings, Share
-from ldm.models.diffusion.optimise import IterationCallback
-from ldm.models.diffusion.passes import passes_of
-from ldm.models.diffusion.posterior import InverseProblem, TraceEvent, Watch, get_sampler
-from ldm.models.diffusion.posterior_settings import PosteriorSettings
-from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, LatentPrior, standard_normal
-from ldm.models.diffusion.prior_sampler import register_prior_sampler
-from ldm.models.diffusion.resample_settings import LatentSettings, PixelSettings
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.prior import DDIMSchedule, DDIMStep, Generators, LatentPrior, standard_normal
+from ldm.models.diffusion.prior_sampler import PriorSettings, register_prior_sampler
 from util.errors import UserError
-
-if TYPE_CHECKING:
-    from ldm.models.diffusion.ddpm import LatentDiffusion
-
-logger = logging.getLogger("resample")
+from util.logging import LOGGER
+from util.settings import Settings, Share
 
 
-@dataclass(frozen=True)
-class DDIMSettings(CheckedSettings):
+class DDIMSettings(PriorSettings):
     """How DDIM steps: ``eta`` is the share of ancestral noise, from 0 (deterministic) to 1."""
 
     eta: Share = Fraction(0)
-
-    def passes(self, steps: int) -> int:
-        """How often a run of ``steps`` steps passes through the UNet."""
-        return steps
 
 
 @register_prior_sampler("ddim", DDIMSettings)
@@ -56,7 +45,7 @@ class DDIMSampler:
     default stream.
     """
 
-    def __init__(self, model: "LatentDiffusion"):
+    def __init__(self, model: LatentDiffusion):
         self.model = model
 
     def make_schedule(
@@ -71,7 +60,7 @@ class DDIMSampler:
             raise UserError(f"ddim_eta is {ddim_eta}: must be from 0 to 1")
         self.schedule = DDIMSchedule.of(self.model.alphas_cumprod, ddim_num_steps, ddim_eta, ddim_discretize)
         if verbose:
-            logger.info("DDIM timesteps: %s", self.schedule.timesteps)
+            LOGGER.info("DDIM timesteps: %s", self.schedule.timesteps)
 
     @property
     def ddim_timesteps(self) -> Sequence[int]:
@@ -83,7 +72,7 @@ class DDIMSampler:
         conditioning: Tensor | None = None,
         unconditional_conditioning: Tensor | None = None,
         guidance_scale: float = 1.0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
     ) -> LatentPrior:
         """The model with the schedule in hand (`make_schedule`)."""
         return LatentPrior(
@@ -127,42 +116,44 @@ class DDIMSampler:
         """
         self.make_schedule(S, ddim_eta=eta)
         prior = self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator)
-        weight = next(self.model.parameters())
-        z = _start(x_T, batch_size, shape, weight, conditioning, generator)
-        watch = Watch(self.schedule, img_callback=img_callback, log_every_t=log_every_t, progress=verbose)
-        with closing(watch):
-            for step, index in watch.steps():
-                z, x0, _ = prior.ddim_step(z, index)
-                watch.finished(step, z, x0)
-                if callback is not None:
-                    callback(step)
-        return z, watch.intermediates
+        if conditioning is not None and len(conditioning) != batch_size:
+            raise UserError(f"conditioning has {len(conditioning)} rows for a batch of {batch_size}")
+        z = start(x_T, (batch_size, *shape), next(self.model.parameters()), generator)
+        kept = Intermediates(S, log_every_t)
+        for step, index in enumerate(tqdm(range(S - 1, -1, -1), desc="sampling", leave=None, disable=not verbose)):
+            z, x0, _ = prior.ddim_step(z, index)
+            kept.add(step, z, x0)
+            if img_callback is not None:
+                img_callback(x0, step)
+            if callback is not None:
+                callback(step)
+        return z, kept.latents
 
     def posterior_sampler(
         self,
         measurement: Tensor,
         measurement_cond_fn: Callable[..., tuple[Tensor, Tensor]] | None,
-        operator_fn: Callable[[Tensor], Tensor],
+        operator_fn: Callable[..., Tensor],
         S: int,
         batch_size: int,
         shape: Sequence[int],
         cond_method: str = "resample",
         conditioning: Tensor | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        img_callback: Callable[[Tensor, int], Any] | None = None,
         eta: float = 0.0,
         verbose: bool = True,
-        img_callback: Callable[[Tensor, int], Any] | None = None,
-        callback: Callable[[TraceEvent], Any] | None = None,
-        settings: PosteriorSettings | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        unconditional_guidance_scale: float = 1.0,
-        unconditional_conditioning: Tensor | None = None,
-        noise_sigma: float | Sequence[float] | None = None,
         x_T: Tensor | None = None,
         log_every_t: int = 100,
+        unconditional_guidance_scale: float = 1.0,
+        unconditional_conditioning: Tensor | None = None,
+        *,
+        settings: Settings | None = None,
+        generator: Generators = None,
+        noise_sigma: float | Sequence[float] | None = None,
         initial: Tensor | None = None,
         operator_state: Mapping[str, Tensor] | None = None,
-        done: int = 0,
-        state_callback: Callable[[Tensor, int], Any] | None = None,
+        **published: Any,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Sample latents whose images explain a measurement ``y = A(x) + noise``.
 
@@ -174,18 +165,12 @@ class DDIMSampler:
             measurement_cond_fn: the soft step (`InverseProblem.condition_fn`).
             operator_fn: A, differentiable: images to measurements.
             cond_method: name of a registered sampler: ``resample``, ``dps``, ``psld``, ``daps``, ``sitcom``.
-            callback: receives a TraceEvent for each thing done to each sample.
+            callback: receives a `StageEnded` for each thing done to each sample.
             settings: the sampler's own; None is its defaults, which for ``resample`` are the reference.
             generator: one for all samples, or a sequence of one for each.
-            noise_sigma: root mean square of the noise over all entries of y, for ``eps: noise``: sigma where every
-                entry has Gaussian noise, sigma times the root of the kept share where a mask drops entries. One number,
-                or one for each measurement.
-            initial: a first guess at the images, (batch_size or 1, 3, H, W), for settings with ``start`` below 1.
-            operator_state: what the operator drew for each image, tensors (batch_size or 1, ...): keywords for
-                operator_fn and measurement_cond_fn.
-            done: how many steps an earlier call has done; x_T is then what they led to.
-            state_callback: receives the latents and the number of steps done, once a step: with the generator's state
-                all that a later call needs to go on to the same result.
+            noise_sigma, initial, operator_state: as of `InverseProblem`.
+            published: other keywords of the published method (`published.KEYWORDS`), with the values that have no
+                effect there.
 
         Returns:
             The restored latents, and intermediate ones as `sample` gives.
@@ -193,27 +178,21 @@ class DDIMSampler:
         Raises:
             UserError: an unknown sampler or another's settings, a step count outside 1 to T, shapes that do not go
                 together, or what the sampler itself refuses.
+            TypeError: a keyword that the published method does not have.
         """
-        sampler = get_sampler(cond_method)
-        settings = settings or sampler.settings()
-        if sampler.solve is None or not isinstance(settings, sampler.settings):
-            raise UserError(f"sampler {cond_method!r} does not sample by {type(settings).__name__}")
+        from ldm_inverse.solvers.problem import InverseProblem
+        from ldm_inverse.solvers.published import Callbacks, chosen_solver, sample_posterior
+
+        solver = chosen_solver(cond_method, S, eta, settings, published)
         self.make_schedule(S, ddim_eta=eta)
-        if len(measurement) not in (1, batch_size):
-            raise UserError(f"{len(measurement)} measurements for a batch of {batch_size}: must be as many, or one")
-        if isinstance(generator, Sequence) and len(generator) != batch_size:
-            raise UserError(f"{len(generator)} generators for a batch of {batch_size}: must be one, or one each")
-        z = _start(x_T, batch_size, shape, measurement, conditioning, generator)
-        counter = passes_of(self.model)
-        state = operator_state or {}
-        problem = InverseProblem(measurement, operator_fn, measurement_cond_fn, noise_sigma, initial, state)
-        watch = Watch(
-            self.schedule, callback, img_callback, log_every_t, verbose, counter, done, state_callback, problem
-        )
         prior = self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator)
-        with closing(watch):
-            z = sampler.solve(prior, problem, z, settings, watch)
-        return z, watch.intermediates
+        problem = InverseProblem(
+            measurement, operator_fn, measurement_cond_fn, noise_sigma, initial, operator_state or {}
+        )
+        z = start(x_T, (batch_size, *shape), measurement, generator)
+        kept = Intermediates(S, log_every_t)
+        told = Callbacks(kept.add, callback, img_callback, verbose)
+        return sample_posterior(prior, problem, z, solver, told), kept.latents
 
     def p_sample_ddim(
         self,
@@ -241,7 +220,7 @@ class DDIMSampler:
         operator_fn: Callable[[Tensor], Tensor],
         eps: float = 1e-3,
         max_iters: int = 2000,
-        callback: IterationCallback | None = None,
+        callback: Callable[[int, Tensor], Any] | None = None,
     ) -> Tensor:
         """The image (B, 3, H, W) that explains the measurement, found from x_prime with the reference's settings.
 
@@ -249,8 +228,9 @@ class DDIMSampler:
             eps: root mean squared residual to stop below.
             callback: receives the iteration and the mean squared residuals (B,), see `minimise`.
         """
-        settings = PixelSettings(eps=eps, max_iters=max_iters)
-        return resample.fit_pixel(InverseProblem(measurement, operator_fn), x_prime, settings, callback).x
+        from ldm_inverse.solvers.published import optimised_image
+
+        return optimised_image(measurement, x_prime, operator_fn, callback, eps=eps, max_iters=max_iters)
 
     def latent_optimization(
         self,
@@ -260,13 +240,14 @@ class DDIMSampler:
         eps: float = 1e-3,
         max_iters: int = 500,
         lr: float | Tensor | None = None,
-        callback: IterationCallback | None = None,
+        callback: Callable[[int, Tensor], Any] | None = None,
     ) -> Tensor:
         """The latent (B, C, h, w) that explains the measurement, found from z_init; arguments as in
         `pixel_optimization`, and ``lr``: AdamW's step size, None the reference's."""
-        settings = LatentSettings(eps=eps, max_iters=max_iters, **({} if lr is None else {"lr": float(lr)}))
-        problem = InverseProblem(measurement, operator_fn)
-        return resample.fit_latent(self.model, problem, z_init, settings, callback=callback).x
+        from ldm_inverse.solvers.published import optimised_latent
+
+        given = {"eps": eps, "max_iters": max_iters, **({} if lr is None else {"lr": float(lr)})}
+        return optimised_latent(self.model, measurement, z_init, operator_fn, callback, **given)
 
     def stochastic_resample(
         self,
@@ -277,24 +258,39 @@ class DDIMSampler:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """The clean latent pseudo_x0 at the noise level of x_t; see `resample.resample`."""
+        from ldm_inverse.solvers.resample import resample
+
         noise = standard_normal(x_t.shape, x_t.dtype, x_t.device, generator)
-        return resample.resample(pseudo_x0, x_t, a_t, sigma, noise)
+        return resample(pseudo_x0, x_t, a_t, sigma, noise)
 
 
-def _start(
-    x_T: Tensor | None,
-    batch_size: int,
-    shape: Sequence[int],
-    like: Tensor,
-    conditioning: Tensor | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> Tensor:
-    """The noise a run starts from, in the dtype and on the device of ``like``."""
-    if conditioning is not None and len(conditioning) != batch_size:
-        raise UserError(f"conditioning has {len(conditioning)} rows for a batch of {batch_size}")
-    size = (batch_size, *shape)
+class Intermediates:
+    """Latents of a run of S steps on their way: of the first step, and of every one whose index ``every`` divides.
+
+    Attributes:
+        latents: those after the steps ("x_inter"), and the estimates of the clean latents ("pred_x0").
+    """
+
+    def __init__(self, steps: int, every: int) -> None:
+        self.latents: dict[str, list[Tensor]] = {"x_inter": [], "pred_x0": []}
+        self._steps, self._every = steps, every
+
+    def add(self, step: int, z: Tensor, x0: Tensor) -> None:
+        """Keep those of a step, if it is one of these."""
+        if step == 0 or (self._steps - 1 - step) % self._every == 0:
+            self.latents["x_inter"].append(z)
+            self.latents["pred_x0"].append(x0)
+
+
+def start(x_T: Tensor | None, shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
+    """The noise of ``shape`` (B, C, h, w) that a run starts from: x_T, or drawn in the dtype and on the device of
+    ``like``.
+
+    Raises:
+        UserError: x_T has another shape.
+    """
     if x_T is None:
-        return standard_normal(size, like.dtype, like.device, generator)
-    if tuple(x_T.shape) != size:
-        raise UserError(f"x_T has shape {tuple(x_T.shape)}: must be {size}")
+        return standard_normal(shape, like.dtype, like.device, generator)
+    if tuple(x_T.shape) != tuple(shape):
+        raise UserError(f"x_T has shape {tuple(x_T.shape)}: must be {tuple(shape)}")
     return x_T

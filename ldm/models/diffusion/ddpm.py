@@ -1,24 +1,35 @@
 """The latent diffusion model: noise schedule, UNet, first stage and conditioning stage in one module."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.arithmetic import hold_gradient_in_range
-from ldm.models.autoencoder import DiagonalGaussian, VQModelInterface
-from ldm.models.diffusion.passes import PassCounter
+from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian, IdentityFirstStage, VQModelInterface
+from ldm.models.diffusion.evaluations import EvaluationCounter
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import extract_into_tensor, make_beta_schedule
-from ldm.modules.sizes import MAX_SIDE, check_channels
-from ldm.util import instantiate_from_config, reject_unknown
-from util.checks import real_number, whole_number
+from ldm.modules.sizes import Channels, Side
+from ldm.util import instantiate_from_config, read_params
 from util.errors import UserError
+from util.settings import Flag, Number, Positive, Settings, Text, whole
 
-MAX_TIMESTEPS = 100_000
-CONDITIONING_KEYS = (None, "concat", "crossattn", "adm")
+
+def compute_plainly(network: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``network(x, ...)`` in its own arithmetic."""
+    return network(x, *args, **kwargs)
+
+
+def _part(key: str, config: Mapping[str, Any] | str, *classes: type[nn.Module]) -> Any:
+    """Build a part of the model, which must be of one of these classes."""
+    part = instantiate_from_config(config)
+    if not isinstance(part, classes):
+        found = config if isinstance(config, str) else config["target"]
+        names = " or ".join(f"{own.__module__}.{own.__name__}" for own in classes)
+        raise UserError(f"model configuration: {key} cannot be {found}: expected {names}")
+    return part
 
 
 class DiffusionWrapper(nn.Module):
@@ -26,11 +37,8 @@ class DiffusionWrapper(nn.Module):
 
     def __init__(self, unet_config: Mapping[str, Any], conditioning_key: str | None):
         super().__init__()
-        if conditioning_key not in CONDITIONING_KEYS:
-            known = ", ".join(map(str, CONDITIONING_KEYS))
-            raise UserError(f"unknown conditioning_key {conditioning_key!r}: one of {known}")
         self.conditioning_key = conditioning_key
-        self.diffusion_model = instantiate_from_config(unet_config)
+        self.diffusion_model = _part("unet_config", unet_config, UNetModel)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         if self.conditioning_key is None or cond is None:
@@ -42,78 +50,81 @@ class DiffusionWrapper(nn.Module):
         return self.diffusion_model(x, t, y=cond)
 
 
-class LatentDiffusion(nn.Module):
-    """A diffusion prior over the latents of a first stage (Rombach et al., 2022).
+class LatentDiffusionSettings(Settings):
+    """The shape of a latent diffusion model.
 
-    Args:
+    Attributes:
         unet_config, first_stage_config, cond_stage_config: what `instantiate_from_config` builds.
         image_size, channels: side and channels of the latent.
         timesteps, beta_schedule, linear_start, linear_end, cosine_s: the forward process.
         conditioning_key: how conditioning enters the UNet: None, "concat", "crossattn" or "adm".
-        scale_factor, scale_by_std: latents are the first stage's times ``scale_factor``; with ``scale_by_std`` the
-            factor is a tensor that the checkpoint holds.
+        parameterization: what the UNet predicts: the noise ("eps"), the clean latent ("x0"), or "v", which is
+            ``sqrt(abar) eps - sqrt(1 - abar) z0`` (Salimans and Ho, 2022).
+        scale_factor, shift_factor: latents are ``scale_factor (z - shift_factor)`` of the first stage's z.
+        scale_by_std: ``scale_factor`` is a tensor that the checkpoint holds.
         use_ema: sample with the moving average of the weights (``model_loader`` reads it in their place). Off by
             default, as the published restoration code samples.
-        training_only: keys of published YAML files that only training read; ignored.
-
-    Attributes:
-        half: the half-precision number format that the networks compute in (`ldm.arithmetic`); None: their weights'.
-            What goes in and comes out is not rounded to it.
-        passes: counts how often UNet and decoder run.
     """
 
-    parameterization = "eps"
-    half: torch.dtype | None = None
+    unet_config: Any
+    first_stage_config: Any
+    cond_stage_config: Any = "__is_unconditional__"
+    image_size: Side = 64
+    channels: Channels = 3
+    timesteps: Annotated[int, whole(1, 100_000)] = 1000
+    beta_schedule: Text = "linear"
+    linear_start: Number = 1e-4
+    linear_end: Number = 2e-2
+    cosine_s: Number = 8e-3
+    conditioning_key: Literal["concat", "crossattn", "adm"] | None = None
+    cond_stage_key: str = "image"
+    parameterization: Literal["eps", "v", "x0"] = "eps"
+    scale_factor: Positive = 1.0
+    shift_factor: Number = 0.0
+    scale_by_std: Flag = False
+    use_ema: Flag = False
 
-    def __init__(
-        self,
-        unet_config: Mapping[str, Any],
-        first_stage_config: Mapping[str, Any],
-        cond_stage_config: Mapping[str, Any] | str = "__is_unconditional__",
-        image_size: int = 64,
-        channels: int = 3,
-        timesteps: int = 1000,
-        beta_schedule: str = "linear",
-        linear_start: float = 1e-4,
-        linear_end: float = 2e-2,
-        cosine_s: float = 8e-3,
-        conditioning_key: str | None = None,
-        cond_stage_key: str = "image",
-        scale_factor: float = 1.0,
-        scale_by_std: bool = False,
-        use_ema: bool = False,
-        parameterization: str = "eps",
-        **training_only: Any,
-    ):
+
+class LatentDiffusion(nn.Module):
+    """A diffusion prior over the latents of a first stage (Rombach et al., 2022).
+
+    Keywords are those of `LatentDiffusionSettings`.
+
+    Attributes:
+        compute: runs a network: ``compute(network, x, ...)`` is ``network(x, ...)`` in a number format of its own where
+            `ldm.acceleration` sets one.
+        evaluations: counts how often the networks run.
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    scale_factor: float | Tensor
+
+    def __init__(self, **params: Any):
         super().__init__()
-        reject_unknown(type(self), training_only)
-        if parameterization != "eps":
-            raise UserError(f"parameterization {parameterization!r} is not supported: the model must predict eps")
-        self.image_size, self.channels = whole_number("image_size", image_size, 1, MAX_SIDE), channels
-        check_channels(channels=channels)
-        self.cond_stage_key, self.use_ema = cond_stage_key, use_ema
-        self.num_timesteps = whole_number("timesteps", timesteps, 1, MAX_TIMESTEPS)
-        self.passes = PassCounter()
-        self.schedule = {
-            "schedule": beta_schedule,
-            "linear_start": linear_start,
-            "linear_end": linear_end,
-            "cosine_s": cosine_s,
-        }
-        if conditioning_key is None and cond_stage_config != "__is_unconditional__":
-            conditioning_key = "crossattn"
-        self.model = DiffusionWrapper(unet_config, conditioning_key)
-        self.first_stage_model = instantiate_from_config(first_stage_config)
-        self.cond_stage_model = instantiate_from_config(cond_stage_config)
-        if cond_stage_config == "__is_first_stage__":
+        settings = read_params(LatentDiffusionSettings, params, type(self))
+        self.settings = settings
+        self.image_size, self.channels, self.use_ema = settings.image_size, settings.channels, settings.use_ema
+        self.num_timesteps, self.parameterization = settings.timesteps, settings.parameterization
+        self.compute: Callable[..., Any] = compute_plainly
+        self.evaluations = EvaluationCounter()
+        key = settings.conditioning_key
+        if key is None and settings.cond_stage_config != "__is_unconditional__":
+            key = "crossattn"
+        self.model = DiffusionWrapper(settings.unet_config, key)
+        stages = (VQModelInterface, AutoencoderKL, IdentityFirstStage)
+        self.first_stage_model = _part("first_stage_config", settings.first_stage_config, *stages)
+        self.cond_stage_model = instantiate_from_config(settings.cond_stage_config)
+        if settings.cond_stage_config == "__is_first_stage__":
             # Not registered a second time: its tensors are the first stage's.
             object.__setattr__(self, "cond_stage_model", self.first_stage_model)
-        self.scale_by_std = scale_by_std
-        scale_factor = real_number("scale_factor", scale_factor, 0, above_low=True)
-        if scale_by_std:
-            self.register_buffer("scale_factor", torch.tensor(scale_factor))
+        self.shift_factor = settings.shift_factor
+        if settings.scale_by_std:
+            self.register_buffer("scale_factor", torch.tensor(settings.scale_factor))
         else:
-            self.scale_factor = scale_factor
+            self.scale_factor = settings.scale_factor
         self.register_schedule()
 
     def register_schedule(self, device: torch.device | str | None = None) -> None:
@@ -121,11 +132,14 @@ class LatentDiffusion(nn.Module):
 
         Called again with a device, it gives a model that was built on the meta device real buffers.
         """
-        betas = make_beta_schedule(n_timestep=self.num_timesteps, **self.schedule)
+        settings = self.settings
+        schedule = settings.beta_schedule, settings.timesteps, settings.linear_start, settings.linear_end
+        betas = make_beta_schedule(*schedule, settings.cosine_s)
         alphas = 1.0 - betas
         abar = np.cumprod(alphas)
         if not (abar > 0).all() or not (abar < 1).all():
-            raise UserError(f"the noise schedule {self.schedule} gives no betas between 0 and 1")
+            name, _, start, end = schedule
+            raise UserError(f"the noise schedule {name!r} from {start} to {end} gives no betas between 0 and 1")
         abar_prev = np.append(1.0, abar[:-1])
         posterior_variance = betas * (1.0 - abar_prev) / (1.0 - abar)
         buffers = {
@@ -151,13 +165,18 @@ class LatentDiffusion(nn.Module):
         return self.betas.device
 
     @property
+    def image_channels(self) -> int:
+        """Channels of the images: 3 for colour, 1 for grey."""
+        return getattr(self.first_stage_model, "image_channels", self.channels)
+
+    @property
     def resolution(self) -> int:
         """Side, in pixels, of the images that the prior was trained on."""
         return self.image_size * self.first_stage_model.downsampling
 
     @property
     def multiple(self) -> int:
-        """What the sides of images must be multiples of: how often first stage and UNet halve them."""
+        """The number that divides images' sides: first stage and UNet halve them so often."""
         return self.first_stage_model.downsampling * self.model.diffusion_model.downsampling
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
@@ -179,11 +198,10 @@ class LatentDiffusion(nn.Module):
             )
         return self.channels, height // factor, width // factor
 
-    def _compute(self, network: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """``network(x, ...)`` in the model's arithmetic; a tensor is given back in x's, contiguous."""
-        with nullcontext() if self.half is None else torch.autocast(x.device.type, self.half):
-            out = network(x, *args, **kwargs)
-        return out.to(x.dtype).contiguous() if torch.is_tensor(out) else out
+    def _run(self, network: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """``network(x, ...)`` as the model computes; a tensor is given back contiguous."""
+        out = self.compute(network, x, *args, **kwargs)
+        return out.contiguous() if torch.is_tensor(out) else out
 
     @torch.no_grad()
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -192,12 +210,30 @@ class LatentDiffusion(nn.Module):
 
     def differentiable_apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """As `apply_model`, with gradient."""
-        x = x_noisy.view_as(x_noisy)  # without another use, as the next but one needs it
-        noise = self._compute(self.model, x, t, cond)
-        if self.half is torch.float16:
-            hold_gradient_in_range(x, noise)
-        self.passes.count_denoising(noise)
+        noise = self._noise(self._run(self.model, x_noisy, t, cond), x_noisy, t)
+        self.evaluations.count_denoising(noise)
         return noise
+
+    def _noise(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The noise in x at timesteps t that follows from what the UNet predicts."""
+        if self.parameterization == "eps":
+            return prediction
+        alpha, sigma = self._level(t, x)
+        if self.parameterization == "v":
+            return alpha * prediction + sigma * x
+        return (x - alpha * prediction) / sigma
+
+    def _level(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``sqrt(abar)`` and ``sqrt(1 - abar)`` at timesteps t (B,), to broadcast against x.
+
+        Between two timesteps ``log(abar / (1 - abar))`` is interpolated linearly, as `LevelTable` has it.
+        """
+        before = t.long()
+        log_snr = torch.logit(self.alphas_cumprod.to(x.dtype))
+        after, share = (before + 1).clamp(max=len(log_snr) - 1), (t - before).to(x.dtype)
+        at = (1 - share) * log_snr[before] + share * log_snr[after]
+        at = at.reshape(-1, *(1,) * (x.ndim - 1))
+        return torch.sigmoid(at).sqrt(), torch.sigmoid(-at).sqrt()
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """Diffuse latents to timesteps t (B,): ``sqrt(abar_t) x_start + sqrt(1 - abar_t) noise``."""
@@ -208,46 +244,48 @@ class LatentDiffusion(nn.Module):
         )
 
     def encode_first_stage(self, x: Tensor) -> Tensor | DiagonalGaussian:
-        """What the first stage makes of images (B, 3, H, W) in [-1, 1]: a latent, or a Gaussian over latents."""
-        return self._compute(self.first_stage_model.encode, x)
+        """Encode images (B, C, H, W) in [-1, 1]: a latent, or a Gaussian over latents."""
+        return self._run(self.first_stage_model.encode, x)
 
     def get_first_stage_encoding(
         self, encoder_posterior: Tensor | DiagonalGaussian, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The diffusion model's latent of an encoding: times ``scale_factor``; of a Gaussian, a draw."""
+        """The diffusion model's latent of an encoding, shifted and scaled; of a Gaussian, of a draw."""
         if isinstance(encoder_posterior, DiagonalGaussian):
             encoder_posterior = encoder_posterior.sample(generator)
-        return self.scale_factor * encoder_posterior
+        return self._scaled(encoder_posterior)
 
     def encode_mode(self, x: Tensor) -> Tensor:
-        """The diffusion model's latent (B, C, h, w) of images, without randomness: the mode times ``scale_factor``."""
+        """The diffusion model's latent (B, C, h, w) of images, without randomness: of a Gaussian, of its mode."""
         encoding = self.encode_first_stage(x)
-        latent = self.scale_factor * (encoding.mode() if isinstance(encoding, DiagonalGaussian) else encoding)
-        self.passes.count_encoding(latent)
+        latent = self._scaled(encoding.mode() if isinstance(encoding, DiagonalGaussian) else encoding)
+        self.evaluations.count_encoding(latent)
         return latent
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        return self.scale_factor * (z - self.shift_factor if self.shift_factor else z)
 
     @torch.no_grad()
     def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of latents z (B, C, h, w), without gradient."""
+        """Images, about [-1, 1], of latents z (B, C, h, w), without gradient."""
         return self.differentiable_decode_first_stage(z, force_not_quantize)
 
     def differentiable_decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
         """As `decode_first_stage`, with gradient; ``force_not_quantize`` leaves out a codebook."""
         z = z / self.scale_factor
+        z = z + self.shift_factor if self.shift_factor else z
         vq = isinstance(self.first_stage_model, VQModelInterface)
         options = {"force_not_quantize": force_not_quantize} if vq else {}
-        image = self._compute(self.first_stage_model.decode, z, **options)
-        if self.half is torch.float16:
-            hold_gradient_in_range(z, image)
-        self.passes.count_decoding(image)
+        image = self._run(self.first_stage_model.decode, z, **options)
+        self.evaluations.count_decoding(image)
         return image
 
     def get_learned_conditioning(self, c: Any) -> Tensor:
-        """The conditioning that `apply_model` takes, of what the conditioning stage takes (class labels, say).
+        """The conditioning that `apply_model` takes, of what the conditioning stage takes: class labels, or prompts.
 
         Raises:
             UserError: the model is unconditional.
         """
         if self.cond_stage_model is None:
-            raise UserError("this model is unconditional: it takes no class label")
+            raise UserError("this model is unconditional: it takes no class label and no prompt")
         return self.cond_stage_model(c)

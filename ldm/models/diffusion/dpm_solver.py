@@ -13,17 +13,16 @@ small terms of their coefficients are dropped (their "Taylor" variant).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from ldm.models.diffusion.checked_settings import CheckedSettings, one_of
-from ldm.models.diffusion.levels import Level, LevelTable
+from ldm.models.diffusion.levels import Level, LevelTable, Spacing, weighted_sum
 from ldm.models.diffusion.prior import LatentPrior
-from ldm.models.diffusion.prior_sampler import register_prior_sampler
+from ldm.models.diffusion.prior_sampler import PriorSettings, register_prior_sampler
+from util.settings import whole
 
 Prediction = Literal["x0", "eps"]
 Node = tuple[Level, Tensor]  # a level, and what the network predicts there
@@ -32,30 +31,23 @@ Node = tuple[Level, Tensor]  # a level, and what the network predicts there
 STAGES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
-def _order(value: Any) -> int:
-    if isinstance(value, bool) or value not in STAGES:
-        raise ValueError("must be 1, 2 or 3")
-    return int(value)
-
-
-@dataclass(frozen=True)
-class DPMSolverSettings(CheckedSettings):
+class DPMSolverSettings(PriorSettings):
     """How DPM-Solver++ steps.
 
     Attributes:
         order: of convergence, 1 to 3; order 1 is DDIM.
-        method: ``multistep`` takes one pass a step (order 3: one more in all), ``singlestep`` as many as the order.
+        method: ``multistep`` evaluates once a step (order 3: once more in all), ``singlestep`` as often as the order.
         spacing: what is even between the levels: ``log_snr``, ``time`` or ``quadratic`` (the square root of time).
         prediction: what is approximated: ``x0`` (DPM-Solver++) or ``eps`` (DPM-Solver).
     """
 
-    order: Annotated[int, _order] = 2
-    method: Annotated[str, one_of("multistep", "singlestep")] = "multistep"
-    spacing: Annotated[str, one_of("log_snr", "time", "quadratic")] = "time"
-    prediction: Annotated[str, one_of("x0", "eps")] = "x0"
+    order: Annotated[int, whole(1, 3)] = 2
+    method: Literal["multistep", "singlestep"] = "multistep"
+    spacing: Spacing = "time"
+    prediction: Prediction = "x0"
 
-    def passes(self, steps: int) -> int:
-        """How often a run of ``steps`` steps passes through the UNet."""
+    def evaluations(self, steps: int) -> int:
+        """How often a run of ``steps`` steps evaluates the UNet (NFE)."""
         if self.method == "singlestep":
             return self.order * steps
         return steps + (self.order == 3)
@@ -71,7 +63,7 @@ def sample_dpm_solver(prior: LatentPrior, z: Tensor, steps: int, settings: DPMSo
 
 
 def predict_at(prior: LatentPrior, prediction: Prediction, z: Tensor, level: Level) -> Tensor:
-    """What the network says of z at a level: the noise, or the clean latent that follows from it."""
+    """The network's estimate for z at a level: the noise, or the clean latent that follows from it."""
     noise_estimate = prior.predict_noise(z, level.timestep)
     return noise_estimate if prediction == "eps" else (z - level.sigma * noise_estimate) / level.alpha
 
@@ -117,9 +109,9 @@ def integrate(z: Tensor, now: Level, then: Level, nodes: Sequence[Node], predict
     coefficients = polynomial([((level.log_snr - now.log_snr) / h, value) for level, value in nodes])
     if prediction == "x0":
         weights = integrals(h, len(nodes))
-        return then.sigma / now.sigma * z + then.alpha * _sum(weights, coefficients)
+        return then.sigma / now.sigma * z + then.alpha * weighted_sum(weights, coefficients)
     weights = integrals(-h, len(nodes))
-    return then.alpha / now.alpha * z + then.sigma * _sum(weights, coefficients)
+    return then.alpha / now.alpha * z + then.sigma * weighted_sum(weights, coefficients)
 
 
 def integrals(h: float, count: int) -> list[float]:
@@ -142,7 +134,3 @@ def polynomial(points: Sequence[tuple[float, Tensor]]) -> list[Tensor]:
     u2, f2 = others[1]
     curvature = ((f2 - f1) / (u2 - u1) - slope) / u2
     return [f0, slope - u1 * curvature, curvature]
-
-
-def _sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    return sum(weight * value for weight, value in zip(weights, values, strict=True))

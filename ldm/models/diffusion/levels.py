@@ -65,9 +65,9 @@ class LevelTable:
         power = 2 if spacing == "quadratic" else 1
         return [self.at(time) for time in np.linspace(last ** (1 / power), 0, steps + 1) ** power]
 
-    def descending(self, timesteps: Sequence[int]) -> list[Level]:
-        """The levels of ascending whole timesteps, the noisiest first."""
-        return [self.at(timestep) for timestep in reversed(timesteps)]
+    def descending(self, timesteps: np.ndarray) -> list[Level]:
+        """The levels of ascending whole timesteps (S,), the noisiest first."""
+        return [self.at(timestep) for timestep in timesteps[::-1]]
 
 
 def _level(timestep: float, log_snr: float) -> Level:
@@ -77,3 +77,9 @@ def _level(timestep: float, log_snr: float) -> Level:
 def transfer(z: Tensor, noise_estimate: Tensor, now: Level, then: Level) -> Tensor:
     """The latent z at level ``now`` taken to ``then`` along a noise estimate: DDIM without noise (Song et al. 2021)."""
     return then.alpha * (z - now.sigma * noise_estimate) / now.alpha + then.sigma * noise_estimate
+
+
+def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """``weights[0] values[0] + weights[1] values[1] + ...``, of as many tensors as there are weights."""
+    first, *others = (weight * value for weight, value in zip(weights, values, strict=True))
+    return sum(others, start=first)

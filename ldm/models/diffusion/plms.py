@@ -1,32 +1,29 @@
 """PLMS, pseudo linear multistep sampling (Liu, Ren, Lin and Zhao, Pseudo Numerical Methods for Diffusion Models on
 Manifolds, ICLR 2022)."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor
 
-from ldm.models.diffusion.checked_settings import CheckedSettings
-from ldm.models.diffusion.levels import Level, LevelTable, transfer
+from ldm.models.diffusion.levels import Level, LevelTable, transfer, weighted_sum
 from ldm.models.diffusion.prior import LatentPrior
-from ldm.models.diffusion.prior_sampler import register_prior_sampler
+from ldm.models.diffusion.prior_sampler import PriorSettings, register_prior_sampler
 
 WARM_UP = 3  # steps by pseudo Runge-Kutta, for which there are not four estimates yet
 ADAMS_BASHFORTH = (55 / 24, -59 / 24, 37 / 24, -9 / 24)  # fourth order; the newest estimate first
 
 
-@dataclass(frozen=True)
-class PLMSSettings(CheckedSettings):
-    """Of PLMS there is nothing to set."""
+class PLMSSettings(PriorSettings):
+    """PLMS has no settings."""
 
-    def passes(self, steps: int) -> int:
-        """How often a run of ``steps`` steps passes through the UNet."""
+    def evaluations(self, steps: int) -> int:
+        """How often a run of ``steps`` steps evaluates the UNet (NFE)."""
         return steps + 3 * min(steps, WARM_UP)
 
 
 @register_prior_sampler("plms", PLMSSettings)
 def sample_plms(prior: LatentPrior, z: Tensor, steps: int, settings: PLMSSettings) -> Tensor:
-    """The paper's algorithm 2 (F-PNDM): each of the first three steps takes four passes, each later one takes one."""
+    """The paper's algorithm 2 (F-PNDM): the first three steps take four evaluations each, the others one."""
     table = LevelTable.of(prior.model.alphas_cumprod)
     estimates: list[Tensor] = []  # of the noise at the start of each step, the newest first
     for step, (now, then) in enumerate(pairwise(table.spaced(steps, "time"))):
@@ -34,7 +31,7 @@ def sample_plms(prior: LatentPrior, z: Tensor, steps: int, settings: PLMSSetting
         if step < WARM_UP:
             estimate = runge_kutta(prior, z, estimates[0], now, table.at((now.timestep + then.timestep) / 2), then)
         else:
-            estimate = sum(weight * past for weight, past in zip(ADAMS_BASHFORTH, estimates, strict=True))
+            estimate = weighted_sum(ADAMS_BASHFORTH, estimates)
         z = transfer(z, estimate, now, then)
     return z
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.passes import passes_of
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.evaluations import counter_of
 from ldm.modules.diffusionmodules.util import make_ddim_sampling_parameters, make_ddim_timesteps
 
-if TYPE_CHECKING:
-    from ldm.models.diffusion.ddpm import LatentDiffusion
+# The source of all noise: one, or one for each sample of a batch; None is torch's default stream.
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class DDIMSchedule:
         return len(self.timesteps)
 
 
+NO_STEPS = DDIMSchedule((), (), (), ())
+
+
 class DDIMStep(NamedTuple):
-    """What a DDIM step gives, each (B, C, h, w)."""
+    """The results of a DDIM step, each (B, C, h, w)."""
 
     x_prev: Tensor  # the latent after the step
     pred_x0: Tensor  # the clean latent that the step assumes
@@ -76,12 +80,7 @@ def ddim_step(
     return DDIMStep(x_prev, x0, x0 if tweedie == "exact" else (z - (1 - a) * noise_estimate) / a**0.5)
 
 
-def standard_normal(
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> Tensor:
+def standard_normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: Generators) -> Tensor:
     """Noise in contiguous layout (`randn_like` would follow a network's channels-last and order the draws by it).
 
     With several generators each sample of ``shape`` (B, ...) is drawn from its own, as it would be alone.
@@ -96,31 +95,33 @@ class LatentPrior:
     """A model, a schedule and a noise source: all that a sampler knows of the prior.
 
     Attributes:
-        model: predicts noise; its first stage maps latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1] and back.
-        schedule: the steps of the run; None where the sampler has levels of its own.
+        model: predicts noise; its first stage maps latents (B, c, h, w) to images (B, C, H, W) in [-1, 1] and back.
+        schedule: the steps of the run; none where the sampler has levels of its own.
         conditioning, unconditional_conditioning: what `model.apply_model` takes; None for an unconditional model.
         guidance_scale: classifier-free guidance; 1 is none.
         generator: source of all noise, one or one for each sample; None is torch's default stream.
     """
 
-    model: "LatentDiffusion"
-    schedule: DDIMSchedule | None = None
+    model: LatentDiffusion
+    schedule: DDIMSchedule = NO_STEPS
     conditioning: Tensor | None = None
     unconditional_conditioning: Tensor | None = None
     guidance_scale: float = 1.0
-    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    generator: Generators = None
 
     def predict_noise(self, z: Tensor, timestep: float | Tensor, differentiable: bool = False) -> Tensor:
         """The model's noise estimate for z at a timestep, guided (Ho and Salimans, 2022):
         ``e_uncond + guidance_scale (e_cond - e_uncond)``. Without gradient, unless it is asked for."""
         apply_model = self.model.differentiable_apply_model if differentiable else self.model.apply_model
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            t = torch.as_tensor(timestep, device=z.device).expand(len(z))
-            if self.unconditional_conditioning is None or self.guidance_scale == 1.0:
-                return apply_model(z, t, self.conditioning)
-            both = torch.cat([self.unconditional_conditioning, self.conditioning])
-            passes = passes_of(self.model)
-            with passes.counting_for(passes.images_of(z)):
+            t = timestep if torch.is_tensor(timestep) else torch.full((1,), timestep, device=z.device)
+            t = t.to(z.device).expand(len(z))
+            wanted, unwanted = self.conditioning, self.unconditional_conditioning
+            if wanted is None or unwanted is None or self.guidance_scale == 1.0:
+                return apply_model(z, t, wanted)
+            both = torch.cat([unwanted, wanted])
+            counter = counter_of(self.model)
+            with counter.counting_for(counter.images_of(z)):
                 e_uncond, e_cond = apply_model(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
             return e_uncond + self.guidance_scale * (e_cond - e_uncond)
 

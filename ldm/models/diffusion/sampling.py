@@ -1,29 +1,25 @@
 """Sampling the prior alone with any of the registered samplers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ldm.models.diffusion import ancestral, ddim, dpm_solver, plms  # noqa: F401 (they register their samplers)
-from ldm.models.diffusion.checked_settings import CheckedSettings
-from ldm.models.diffusion.prior import LatentPrior, standard_normal
-from ldm.models.diffusion.prior_sampler import get_prior_sampler
-from util.checks import whole_number
-
-if TYPE_CHECKING:
-    from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.prior import Generators, LatentPrior, standard_normal
+from ldm.models.diffusion.prior_sampler import PriorSettings, get_prior_sampler
+from util.errors import UserError
 
 
 @torch.no_grad()
 def sample_prior(
-    model: "LatentDiffusion",
+    model: LatentDiffusion,
     sampler: str,
     steps: int,
     shape: Sequence[int],
-    generator: Generator | Sequence[Generator] | None = None,
-    settings: CheckedSettings | None = None,
+    generator: Generators = None,
+    settings: PriorSettings | None = None,
     conditioning: Tensor | None = None,
     unconditional_conditioning: Tensor | None = None,
     unconditional_guidance_scale: float = 1.0,
@@ -54,10 +50,12 @@ def sample_prior(
     return chosen.sample(prior, z, steps, settings or chosen.settings())
 
 
-def check_steps(model: "LatentDiffusion", steps: int) -> None:
+def check_steps(model: LatentDiffusion, steps: int) -> None:
     """Check that a model can be sampled in so many steps.
 
     Raises:
         UserError: it cannot.
     """
-    whole_number("steps", steps, 1, len(model.alphas_cumprod))
+    total = len(model.alphas_cumprod)
+    if steps not in range(1, total + 1):
+        raise UserError(f"steps: expected a whole number from 1 to {total}, got {steps}")

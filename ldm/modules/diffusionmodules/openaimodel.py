@@ -1,7 +1,6 @@
 """The UNet that predicts the noise in a latent (Dhariwal and Nichol, 2021; Rombach et al., 2022)."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,20 +9,100 @@ from torch import Tensor, nn
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.model import Upsample
 from ldm.modules.diffusionmodules.util import GroupNorm, timestep_embedding, zero_module
-from ldm.modules.sizes import MAX_BLOCKS, MAX_ENTRIES, check_channels, check_levels
-from ldm.util import reject_unknown
-from util.checks import whole_number
+from ldm.modules.sizes import Blocks, Channels, Entries, Factors, Flags, Heads, Levels, Side, each_level, widths
+from ldm.util import read_params
+from util.errors import UserError
+from util.settings import BelowOne, Flag, Number, Positive, Settings, whole
+
+
+class UNetSettings(Settings):
+    """The shape of a UNet. The last group of attributes is not of CompVis: other trainers' networks have them.
+
+    Attributes:
+        image_size: side of the latent the settings were written for; the network itself takes any size that
+            ``2 ** (len(channel_mult) - 1)`` divides.
+        in_channels, out_channels: of the latents (with what is concatenated to them), and of the prediction.
+        model_channels, channel_mult: channels of the first convolution, and factors of it for those of each level.
+        num_res_blocks: residual blocks at each level of the descending half; the ascending half has one more.
+        attention_resolutions: downsampling factors at which attention follows each residual block.
+        num_heads, num_head_channels: with ``num_head_channels`` given, heads = channels // num_head_channels; else
+            ``num_heads`` heads. One for all levels, or one for each; the middle is as the last level.
+        use_scale_shift_norm: the timestep scales and shifts the second norm of a block, instead of being added.
+        resblock_updown: residual blocks change the resolution; else convolutions, or with ``conv_resample`` false
+            average pooling and nearest upsampling alone.
+        use_new_attention_order: see `AttentionBlock`.
+        use_spatial_transformer: SpatialTransformer blocks (``transformer_depth``, ``context_dim``) for attention.
+        num_classes: adds a learned class embedding; ``forward`` then needs ``y``.
+        legacy: accepted because published settings name it; it changes no number.
+
+        attention_levels: a flag for each level, in place of ``attention_resolutions``.
+        mid_attention, mid_attention_norm: attention in the middle, and a norm before it.
+        norm_groups, norm_eps: of every GroupNorm (a SpatialTransformer's has its own eps).
+        downsample_padding: 1; or 0: a row and a column of zeros at the bottom and right only.
+        frequency_shift: of the timestep embedding, see `timestep_embedding`.
+    """
+
+    image_size: Side
+    in_channels: Channels
+    model_channels: Channels
+    out_channels: Channels
+    num_res_blocks: Blocks | Levels[Blocks]
+    attention_resolutions: tuple[Side, ...] = ()
+    dropout: BelowOne = 0.0
+    channel_mult: Factors = (1, 2, 4, 8)
+    conv_resample: Flag = True
+    num_classes: Entries | None = None
+    num_heads: Heads | Levels[Heads] = -1
+    num_head_channels: Heads | Levels[Heads] = -1
+    use_scale_shift_norm: Flag = False
+    resblock_updown: Flag = False
+    use_new_attention_order: Flag = False
+    use_spatial_transformer: Flag = False
+    transformer_depth: Blocks = 1
+    context_dim: Channels | None = None
+    legacy: Flag = True
+
+    attention_levels: Flags | None = None
+    mid_attention: Flag = True
+    mid_attention_norm: Flag = True
+    norm_groups: Channels = 32
+    norm_eps: Positive = 1e-5
+    downsample_padding: Annotated[int, whole(0, 1)] = 1
+    frequency_shift: Number = 0.0
+
+    def attention(self) -> list[bool]:
+        """Whether each level has attention."""
+        levels = len(self.channel_mult)
+        if self.attention_levels is not None:
+            return each_level(self.attention_levels, levels, "attention_levels")
+        return [2**level in self.attention_resolutions for level in range(levels)]
+
+    def heads(self, level: int, channels: int) -> int:
+        """Return the number of attention heads at a level.
+
+        Raises:
+            UserError: none is given, or it does not divide the channels.
+        """
+        levels = len(self.channel_mult)
+        heads = each_level(self.num_heads, levels, "num_heads")[level]
+        size = each_level(self.num_head_channels, levels, "num_head_channels")[level]
+        if heads < 1 and size < 1:
+            raise UserError("UNetModel needs num_heads or num_head_channels")
+        heads = channels // size if size > 0 else heads
+        if heads < 1 or channels % heads:
+            raise UserError(f"UNetModel: {channels} channels cannot have {heads} attention heads")
+        return heads
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution with stride two."""
+    """A 3x3 convolution with stride two; without ``padding``, behind a row and a column of zeros."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, padding: int = 1):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        return self.op(x if self.op.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class ResBlock(nn.Module):
@@ -33,26 +112,20 @@ class ResBlock(nn.Module):
     upsampling or average pooling between the first activation and the first convolution, and on the skip connection.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        emb_channels: int,
-        dropout: float,
-        out_channels: int,
-        use_scale_shift_norm: bool = False,
-        resample: str | None = None,
-    ):
+    def __init__(self, settings: UNetSettings, channels: int, out_channels: int, resample: str | None = None):
         super().__init__()
-        self.use_scale_shift_norm = use_scale_shift_norm
+        self.use_scale_shift_norm = settings.use_scale_shift_norm
         self.resample = resample
-        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if use_scale_shift_norm else 1))
+        eps, groups = settings.norm_eps, settings.norm_groups
+        self.in_layers = nn.Sequential(
+            GroupNorm(channels, eps, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
+        embedded = out_channels * (2 if self.use_scale_shift_norm else 1)
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * settings.model_channels, embedded))
         self.out_layers = nn.Sequential(
-            GroupNorm(out_channels),
+            GroupNorm(out_channels, eps, groups),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            nn.Dropout(settings.dropout),
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         same = channels == out_channels
@@ -81,7 +154,7 @@ class ResBlock(nn.Module):
 class TimestepEmbedSequential(nn.Sequential):
     """A sequence that hands the timestep embedding to its residual blocks and the context to its transformers."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -93,111 +166,100 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 class UNetModel(nn.Module):
-    """Noise prediction ``eps(x, t)``, with optional class labels and cross-attention context.
+    """A prediction of the noise in x at timesteps t, with optional class labels and cross-attention context.
 
-    Args:
-        image_size: side of the latent the settings were written for; the network itself takes any size that
-            ``2 ** (len(channel_mult) - 1)`` divides.
-        attention_resolutions: downsampling factors at which attention follows each residual block.
-        num_heads, num_head_channels: with ``num_head_channels`` given, heads = channels // num_head_channels; else
-            ``num_heads`` heads.
-        use_spatial_transformer: SpatialTransformer blocks (``transformer_depth``, ``context_dim``) for attention.
-        num_classes: adds a learned class embedding; ``forward`` then needs ``y``.
-        legacy, training_only: accepted because published settings name them; they change no number.
+    Keywords are those of `UNetSettings`.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        in_channels: int,
-        model_channels: int,
-        out_channels: int,
-        num_res_blocks: int,
-        attention_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        channel_mult: Sequence[int] = (1, 2, 4, 8),
-        num_classes: int | None = None,
-        num_heads: int = -1,
-        num_head_channels: int = -1,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        use_spatial_transformer: bool = False,
-        transformer_depth: int = 1,
-        context_dim: int | None = None,
-        legacy: bool = True,
-        **training_only: Any,
-    ):
+    def __init__(self, **params: Any):
         super().__init__()
-        reject_unknown(type(self), training_only)
-        if num_heads == -1 and num_head_channels == -1:
-            raise ValueError("UNetModel needs num_heads or num_head_channels")
-        if use_spatial_transformer and context_dim is None:
-            raise ValueError("use_spatial_transformer needs context_dim")
-        check_channels(in_channels=in_channels, model_channels=model_channels, out_channels=out_channels)
-        check_levels("channel_mult", channel_mult, model_channels)
-        if num_head_channels == -1:
-            check_channels(num_heads=num_heads)
-        else:
-            check_channels(num_head_channels=num_head_channels)
-        if context_dim is not None:
-            check_channels(context_dim=context_dim)
-        if num_classes is not None:
-            whole_number("num_classes", num_classes, 1, MAX_ENTRIES)
-        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
-        self.model_channels, self.num_classes = model_channels, num_classes
-        self.downsampling = 2 ** (len(channel_mult) - 1)
-        for name, count in (("num_res_blocks", num_res_blocks), ("transformer_depth", transformer_depth)):
-            whole_number(name, count, 1, MAX_BLOCKS)
-        emb_channels = 4 * model_channels
-
-        def resblock(channels: int, out: int, resample: str | None = None) -> ResBlock:
-            return ResBlock(channels, emb_channels, dropout, out, use_scale_shift_norm, resample)
-
-        def attention(channels: int) -> nn.Module:
-            heads = num_heads if num_head_channels == -1 else channels // num_head_channels
-            if use_spatial_transformer:
-                return SpatialTransformer(channels, heads, channels // heads, transformer_depth, context_dim, dropout)
-            return AttentionBlock(channels, heads, use_new_attention_order)
-
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        settings = read_params(UNetSettings, params, type(self))
+        if settings.use_spatial_transformer and settings.context_dim is None:
+            raise UserError("use_spatial_transformer needs context_dim")
+        self.settings = settings
+        self.image_size, self.in_channels = settings.image_size, settings.in_channels
+        self.out_channels, self.num_classes = settings.out_channels, settings.num_classes
+        self.downsampling = 2 ** (len(settings.channel_mult) - 1)
+        ch = settings.model_channels
+        self.time_embed = nn.Sequential(nn.Linear(ch, 4 * ch), nn.SiLU(), nn.Linear(4 * ch, 4 * ch))
+        if settings.num_classes is not None:
+            self.label_emb = nn.Embedding(settings.num_classes, 4 * ch)
+        channels = widths(ch, settings.channel_mult)
+        blocks = each_level(settings.num_res_blocks, len(channels), "num_res_blocks")
+        skips = self._build_descent(channels, blocks)
+        self.middle_block = self._build_middle(channels[-1])
+        self._build_ascent(channels, blocks, skips)
+        self.out = nn.Sequential(
+            GroupNorm(channels[0], settings.norm_eps, settings.norm_groups),
+            nn.SiLU(),
+            zero_module(nn.Conv2d(channels[0], settings.out_channels, 3, padding=1)),
         )
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, emb_channels)
 
-        ch = model_channels
-        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, ch, 3, padding=1))])
-        skips, factor = [ch], 1
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                layers = [resblock(ch, mult * model_channels)]
-                ch = mult * model_channels
-                if factor in attention_resolutions:
-                    layers.append(attention(ch))
-                self.input_blocks.append(TimestepEmbedSequential(*layers))
+    def _build_descent(self, channels: list[int], blocks: list[int]) -> list[int]:
+        """Build ``input_blocks``; returns the channels that each hands to the ascending half."""
+        settings, ch = self.settings, self.settings.model_channels
+        first = nn.Conv2d(settings.in_channels, ch, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
+        skips = [ch]
+        for level, width in enumerate(channels):
+            for _ in range(blocks[level]):
+                self.input_blocks.append(self._block(level, ch, width))
+                ch = width
                 skips.append(ch)
-            if level < len(channel_mult) - 1:
-                down = resblock(ch, ch, "down") if resblock_updown else Downsample(ch)
-                self.input_blocks.append(TimestepEmbedSequential(down))
+            if level < len(channels) - 1:
+                self.input_blocks.append(TimestepEmbedSequential(self._downsample(ch)))
                 skips.append(ch)
-                factor *= 2
+        return skips
 
-        self.middle_block = TimestepEmbedSequential(resblock(ch, ch), attention(ch), resblock(ch, ch))
+    def _build_middle(self, channels: int) -> "TimestepEmbedSequential":
+        settings = self.settings
+        attention: list[nn.Module] = []
+        first = ResBlock(settings, channels, channels)
+        if settings.mid_attention:
+            attention = [self._attention(-1, channels, norm=settings.mid_attention_norm)]
+        return TimestepEmbedSequential(first, *attention, ResBlock(settings, channels, channels))
 
+    def _build_ascent(self, channels: list[int], blocks: list[int], skips: list[int]) -> None:
+        """Build ``output_blocks``."""
         self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for i in range(num_res_blocks + 1):
-                layers = [resblock(ch + skips.pop(), mult * model_channels)]
-                ch = mult * model_channels
-                if factor in attention_resolutions:
-                    layers.append(attention(ch))
-                if level > 0 and i == num_res_blocks:
-                    layers.append(resblock(ch, ch, "up") if resblock_updown else Upsample(ch))
-                    factor //= 2
-                self.output_blocks.append(TimestepEmbedSequential(*layers))
+        ch = channels[-1]
+        for level, width in reversed(list(enumerate(channels))):
+            for i in range(blocks[level] + 1):
+                block = self._block(level, ch + skips.pop(), width)
+                ch = width
+                if level > 0 and i == blocks[level]:
+                    block.append(self._upsample(ch))
+                self.output_blocks.append(block)
 
-        self.out = nn.Sequential(GroupNorm(ch), nn.SiLU(), zero_module(nn.Conv2d(ch, out_channels, 3, padding=1)))
+    def _block(self, level: int, channels: int, out_channels: int) -> "TimestepEmbedSequential":
+        """A residual block, with attention where its level has it."""
+        block = TimestepEmbedSequential(ResBlock(self.settings, channels, out_channels))
+        if self.settings.attention()[level]:
+            block.append(self._attention(level, out_channels))
+        return block
+
+    def _attention(self, level: int, channels: int, norm: bool = True) -> nn.Module:
+        settings = self.settings
+        heads = settings.heads(level, channels)
+        if settings.use_spatial_transformer:
+            return SpatialTransformer(
+                channels, heads, channels // heads, settings.transformer_depth, settings.context_dim,
+                settings.dropout, settings.norm_groups,
+            )  # fmt: skip
+        before = GroupNorm(channels, settings.norm_eps, settings.norm_groups) if norm else nn.Identity()
+        return AttentionBlock(channels, heads, before, settings.use_new_attention_order)
+
+    def _downsample(self, channels: int) -> nn.Module:
+        if self.settings.resblock_updown:
+            return ResBlock(self.settings, channels, channels, "down")
+        if not self.settings.conv_resample:
+            return nn.AvgPool2d(2)
+        return Downsample(channels, self.settings.downsample_padding)
+
+    def _upsample(self, channels: int) -> nn.Module:
+        if self.settings.resblock_updown:
+            return ResBlock(self.settings, channels, channels, "up")
+        return Upsample(channels) if self.settings.conv_resample else nn.Upsample(scale_factor=2)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Predict the noise in x (B, in_channels, H, W) at ``timesteps`` (B,): (B, out_channels, H, W).
@@ -209,7 +271,9 @@ class UNetModel(nn.Module):
         """
         if (y is not None) != (self.num_classes is not None):
             raise ValueError("y must be given if and only if the model has num_classes")
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.time_embed[0].weight.dtype))
+        settings = self.settings
+        steps = timestep_embedding(timesteps, settings.model_channels, shift=settings.frequency_shift)
+        emb = self.time_embed(steps.to(next(self.parameters()).dtype))
         if y is not None:
             emb = emb + self.label_emb(y)
         h, skips = x, []

@@ -1,6 +1,5 @@
 """Noise schedules, DDIM step selection and the timestep embedding."""
 
-import logging
 import math
 
 import numpy as np
@@ -8,8 +7,7 @@ import torch
 from torch import Tensor
 
 from util.errors import UserError
-
-logger = logging.getLogger("resample")
+from util.logging import LOGGER
 
 BETA_SCHEDULES = ("linear", "cosine", "sqrt_linear", "sqrt")
 TIMESTEP_METHODS = ("uniform", "quad")
@@ -54,7 +52,7 @@ def make_ddim_timesteps(
     else:
         raise UserError(f"unknown DDIM discretisation {ddim_discr_method!r}: one of {', '.join(TIMESTEP_METHODS)}")
     if verbose:
-        logger.info("DDIM timesteps: %s", timesteps)
+        LOGGER.info("DDIM timesteps: %s", timesteps)
     return timesteps
 
 
@@ -71,18 +69,18 @@ def make_ddim_sampling_parameters(
     alphas_prev = np.concatenate([alpha_bar[:1], alphas[:-1]])
     sigmas = eta * np.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev))
     if verbose:
-        logger.info("DDIM alphas: %s; alphas_prev: %s; sigmas for eta = %s: %s", alphas, alphas_prev, eta, sigmas)
+        LOGGER.info("DDIM alphas: %s; alphas_prev: %s; sigmas for eta = %s: %s", alphas, alphas_prev, eta, sigmas)
     return sigmas, alphas, alphas_prev
 
 
-def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000) -> Tensor:
-    """Sinusoidal embedding ``[cos, sin](t exp(-ln(max_period) k / half))`` of timesteps (B,): (B, dim) in float32.
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000, shift: float = 0) -> Tensor:
+    """Sinusoidal embedding ``[cos, sin](t exp(-ln(max_period) k / (half - shift)))`` of timesteps (B,): (B, dim).
 
     An odd ``dim`` gets a last column of zeros. float32 whatever the model's dtype, as in training.
     """
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    args = timesteps[:, None].float() * torch.exp(-math.log(max_period) * steps / half)
+    args = timesteps[:, None].float() * torch.exp(-math.log(max_period) * steps / (half - shift))
     embedding = torch.cat([torch.cos(args), torch.sin(args)], dim=-1)
     return torch.nn.functional.pad(embedding, (0, dim % 2))
 
@@ -93,13 +91,13 @@ def extract_into_tensor(a: Tensor, t: Tensor, x_shape: tuple[int, ...]) -> Tenso
 
 
 class GroupNorm(torch.nn.GroupNorm):
-    """GroupNorm of 32 groups, whose statistics are never taken in half precision.
+    """GroupNorm whose statistics are never taken in half precision.
 
     Half precision loses digits in the sums, and torch's backward pass on a CPU is several times slower in it.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5):
-        super().__init__(32, channels, eps=eps)
+    def __init__(self, channels: int, eps: float = 1e-5, groups: int = 32):
+        super().__init__(groups, channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype in (torch.bfloat16, torch.float16):

@@ -19,18 +19,16 @@ from ldm.models.diffusion.levels import LevelTable
 from ldm.models.diffusion.prior import LatentPrior, standard_normal
 from ldm.models.diffusion.prior_sampler import PRIOR_SAMPLERS
 from ldm.models.diffusion.sampling import sample_prior
-from tests.ldm.gaussian import GaussianLatents
+from tests.ldm.gaussian import random_gaussian
 from util.errors import UserError
+from util.settings import read
 
 SHAPE = (3, 2, 2)
 
 
 @pytest.fixture
 def model():
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(SHAPE, dtype=torch.float64, generator=generator)
-    variance = 0.05 + torch.rand(SHAPE, dtype=torch.float64, generator=generator)
-    return GaussianLatents(mean, variance)
+    return random_gaussian(SHAPE)
 
 
 def sample(model, sampler, steps, count=4, seed=0, **kwargs):
@@ -104,7 +102,7 @@ PASSES = {
 @pytest.mark.parametrize(("sampler", "steps"), PASSES)
 def test_passes_of_the_network(sampler, steps, model):
     sample(model, sampler, steps)
-    assert len(model.calls) == PASSES[sampler, steps] == PRIOR_SAMPLERS.get(sampler).settings().passes(steps)
+    assert len(model.calls) == PASSES[sampler, steps] == PRIOR_SAMPLERS.get(sampler).settings().evaluations(steps)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def test_passes_of_the_network(sampler, steps, model):
 def test_passes_of_dpm_solver(order, method, passes, model):
     settings = DPMSolverSettings(order=order, method=method)
     sample(model, "dpm_solver", 5, settings=settings)
-    assert len(model.calls) == passes == settings.passes(5)
+    assert len(model.calls) == passes == settings.evaluations(5)
 
 
 def test_integrals_and_polynomials_are_what_they_say():
@@ -198,15 +196,15 @@ def test_an_unknown_sampler_offers_the_nearest(model):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"order": 4}, "1, 2 or 3"),
-        ({"order": True}, "1, 2 or 3"),
+        ({"order": 4}, "a whole number from 1 to 3"),
+        ({"order": True}, "a whole number from 1 to 3"),
         ({"spacing": "even"}, "log_snr"),
         ({"ordr": 1}, "order"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, told):
     with pytest.raises(UserError, match=told):
-        DPMSolverSettings.from_config(settings, "dpm_solver")
+        read(DPMSolverSettings, settings, "dpm_solver")
 
 
 def test_levels_are_those_of_the_timesteps_and_monotone_between(model):

@@ -1,0 +1,192 @@
+"""Arrays out of files that hold one or several: kernels and masks as NumPy, MATLAB, PyTorch and spreadsheets save them.
+
+No file can run code: pickles are refused or read by torch's weights-only reader.
+"""
+
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data.array_files import checked, read_npy, read_numbers, read_safetensors, unreadable
+from data.number_text import read_text
+from util.errors import UserError
+
+CHOICE_SUFFIXES = (".npy", ".npz", ".safetensors", ".mat", ".txt", ".csv", ".pt", ".pth")
+MAX_DENSE = 100_000_000  # entries of a sparse matrix that is written out
+
+
+def path_text(value: Any) -> Any:
+    """Raise ValueError for text that is no path: an empty one would be the working folder."""
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError("expected the path of a file or folder")
+    return value
+
+
+class FoundArray(NamedTuple):
+    """An array from a file.
+
+    Attributes:
+        array: finite numbers, of any shape.
+        path: the file.
+        is_saved_state: whether a run of this program has written it, beside a measurement.
+    """
+
+    array: np.ndarray
+    path: Path
+    is_saved_state: bool = False
+
+
+def read_array(text: str, wanted: str) -> FoundArray:
+    """Read an array from a file: FILE, FILE#NAME or FILE#NAME[NUMBER].
+
+    A picture is read as grey (H, W). Of several arrays in a .npz, .mat, .safetensors or .pt file, NAME says which, or
+    the one called ``wanted`` is taken. NUMBER, from 1, is that of an entry of a MATLAB cell array, of a list, or of an
+    array with three sides (MATLAB's last, others' first).
+
+    Raises:
+        UserError: there is no such file or array, the choice is open, or the file cannot be read.
+    """
+    path, name, number = _split(text)
+    suffix, is_saved = path.suffix.lower(), False
+    arrays: Mapping[str, Any]
+    if suffix == ".safetensors":
+        arrays, remarks = read_safetensors(path)
+        is_saved = "made_by" in remarks
+    elif suffix == ".npy":
+        arrays = {"": read_npy(path)}
+    elif suffix in _READERS:
+        arrays = _read(path)
+    else:
+        arrays = {"": read_numbers(path)}
+    value = _named(path, arrays, name, wanted)
+    return FoundArray(checked(str(path), _entry(path, value, number, suffix == ".mat")), path, is_saved)
+
+
+def _split(text: str) -> tuple[Path, str | None, int | None]:
+    """Return the file, the array's name and the entry's number; a file's own name may hold a #."""
+    head, mark, choice = text.rpartition("#")
+    if os.path.exists(text) or not mark or not os.path.exists(head):
+        return Path(text), None, None
+    parts = re.fullmatch(r"([^\[\]]*)(?:\[([1-9]\d{0,8})\])?", choice)
+    if parts is None:
+        raise UserError(f"{text}: expected FILE#NAME or FILE#NAME[NUMBER], numbers from 1")
+    return Path(head), parts[1] or None, int(parts[2]) if parts[2] else None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return _READERS[path.suffix.lower()](path)
+    except UserError:
+        raise
+    except NotImplementedError as error:  # of SciPy, for MATLAB's format 7.3
+        raise UserError(f"{path}: this MATLAB format is not read: save it with -v7") from error
+    except Exception as error:  # whatever a damaged file leads to
+        raise unreadable(path, error) from error
+
+
+def _read_npz(path: Path) -> Mapping[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def _read_mat(path: Path) -> Mapping[str, Any]:
+    from scipy.io import loadmat  # slow to import, and seldom needed
+
+    # Damaged bytes may crash SciPy's reader, and the process with it: another process tries first.
+    trial = [sys.executable, "-c", "import sys; from scipy.io import loadmat; loadmat(sys.argv[1])", str(path)]
+    if subprocess.run(trial, capture_output=True).returncode < 0:
+        raise ValueError("it crashes SciPy's reader")
+    return _flat({key: value for key, value in loadmat(path).items() if not key.startswith("__")})
+
+
+def _read_text(path: Path) -> Mapping[str, Any]:
+    return {"": read_text(path)}
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("it holds more than tensors: save the tensor alone, or the array as .npy") from error
+    return _flat(found if isinstance(found, Mapping) else {"": found})
+
+
+def _flat(entries: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the arrays in mappings and MATLAB structures, called OUTER.INNER."""
+    arrays: dict[str, Any] = {}
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            inner: Mapping[Any, Any] = value
+        elif isinstance(value, np.ndarray) and value.dtype.names and value.size == 1:
+            inner = {name: value[name].item() for name in value.dtype.names}
+        else:
+            arrays[str(key)] = _as_numpy(value)
+            continue
+        arrays |= {f"{key}.{name}" if key != "" else name: array for name, array in _flat(inner).items()}
+    return arrays
+
+
+def _as_numpy(value: Any) -> Any:
+    """Turn a tensor, numbers, or each of a list of tensors, into an array."""
+    if isinstance(value, list | tuple):
+        entries = [_as_numpy(entry) for entry in value]
+        return entries if any(isinstance(entry, list) or entry.ndim for entry in entries) else np.array(entries)
+    if hasattr(value, "toarray"):  # a sparse matrix, which may declare any size
+        if math.prod(value.shape) > MAX_DENSE:
+            raise ValueError(f"a sparse matrix of more than {MAX_DENSE:,} entries")
+        return value.toarray()
+    return value.detach().double().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+_READERS = {
+    ".npz": _read_npz,
+    ".mat": _read_mat,
+    ".txt": _read_text,
+    ".csv": _read_text,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
+
+
+def _named(path: Path, arrays: Mapping[str, Any], name: str | None, wanted: str) -> Any:
+    if name is not None and "" not in arrays:
+        if name not in arrays:
+            raise UserError(f"{path}: no array called {name!r}: it holds {', '.join(arrays) or 'none'}")
+        return arrays[name]
+    if wanted in arrays:
+        return arrays[wanted]
+    likely = {key: value for key, value in arrays.items() if isinstance(value, list) or _may_be_one(value)}
+    if len(arrays) != 1 and len(likely) != 1:
+        held = ", ".join(arrays) or "none"
+        raise UserError(f"{path}: expected one array, found {len(arrays)}: {held}: name one, as in {path.name}#NAME")
+    return next(iter((likely or arrays).values()))
+
+
+def _may_be_one(value: np.ndarray) -> bool:
+    """Whether an array has sides and numbers, or arrays, in it: what lies beside it is a number or a text."""
+    return value.size > 1 and value.ndim > 1 and value.dtype.kind in "buifO"
+
+
+def _entry(path: Path, value: Any, number: int | None, last: bool) -> np.ndarray:
+    """Return an entry of a list, a cell array or an array with three sides; without a number, what is the only one."""
+    entries: Sequence[Any]
+    if isinstance(value, list) or value.dtype == object:
+        entries = value if isinstance(value, list) else list(value.flatten(order="F"))
+    elif number is not None and value.ndim == 3:
+        entries = list(np.moveaxis(value, -1, 0) if last else value)
+    else:
+        entries = [value]
+    if number is None and len(entries) != 1:
+        raise UserError(f"{path}: holds {len(entries)} arrays: say which, as in {path.name}#NAME[1]")
+    if (number or 1) > len(entries):
+        raise UserError(f"{path}: there is no entry {number}: it holds {len(entries)}")
+    return np.asarray(entries[(number or 1) - 1])

@@ -1,0 +1,122 @@
+"""From folders to an `Evaluation`: runs, or a folder of pictures, are measured and compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ldm_inverse.runs.results import FAR, is_far
+from model_loader import resolve_device
+from scripts.evaluation.differences import compare
+from scripts.evaluation.entries import Entry, entries_of, entry_of_folders
+from scripts.evaluation.finished import FinishedRun
+from scripts.evaluation.quality import FEW, Networks, fid, find_weights, lpips_networks, missing_weights
+from scripts.evaluation.tables import COMPARED, FILES, Evaluation
+from util.errors import UserError
+from util.files import write_whole
+from util.metrics import describe
+
+
+@dataclass(frozen=True)
+class Request:
+    """An evaluation: the runs or folders to measure, and how.
+
+    Attributes:
+        runs: folders of runs; or none, with the two that follow.
+        recon, reference: folders of pictures and of their truths, of the same names.
+        by_task: compare runs of one task only with each other.
+        lpips: backbones ("alex", "vgg"); None is those that are there.
+        weights: a folder with the networks' files; None is torch.hub's.
+        fid: measure the Fréchet Inception distance as well.
+        plugin: files of a person's own code that may be run.
+        device: "auto", "cpu", "cuda" or "mps".
+    """
+
+    runs: Sequence[Path] = ()
+    recon: Path | None = None
+    reference: Path | None = None
+    by_task: bool = False
+    lpips: Sequence[str] | None = None
+    weights: Path | None = None
+    fid: bool = False
+    plugin: Sequence[str] = ()
+    device: str = "auto"
+
+
+def measure(request: Request, names: Mapping[Path, str] | None = None) -> Evaluation:
+    """Measure what is asked for; ``names`` says what to call the run in each folder (None: by the folders).
+
+    Raises:
+        UserError: it cannot be read, or not be compared.
+    """
+    device = resolve_device(request.device)
+    inception = find_weights("fid", request.weights) if request.fid else None
+    if request.fid and inception is None:
+        raise UserError(f"--fid: {missing_weights(['fid'], request.weights)}")
+    networks, lacking = lpips_networks(request.lpips, request.weights, device)
+    notes = [describe(), *_lpips_notes(networks), *lacking]
+    differences = []
+    if request.recon is not None and request.reference is not None:
+        entry, alone = entry_of_folders(request.recon, request.reference, networks)
+        entries = [entry]
+        notes += [f"{alone} pictures have no partner in the other folder and were left out"] if alone else []
+    else:
+        entries = entries_of([FinishedRun(folder, request.plugin) for folder in request.runs], networks, names)
+        differences = compare(entries, [column.key for column in COMPARED], request.by_task)
+        notes += [f"{entry.title}: {entry.failed} images could not be restored" for entry in entries if entry.failed]
+        for entry in filter(lambda entry: entry.folders, entries):
+            notes += [*_truth_notes(entry), *_noise_notes(entry)]
+    if inception is not None:
+        notes += _add_fid(entries, inception, device)
+    return Evaluation(notes, entries, differences)
+
+
+def _truth_notes(entry: Entry) -> list[str]:
+    """Return a line where some of a run's images have a truth and others have none."""
+    images = entry.measurements()
+    lacking = [image for image in images if image not in entry.images("psnr")]
+    if not 0 < len(lacking) < len(images):
+        return []
+    more = ", ..." if len(lacking) > 3 else ""
+    return [f"{entry.title}: {len(lacking)} of {len(images)} images have no truth: {', '.join(lacking[:3])}{more}"]
+
+
+def _noise_notes(entry: Entry) -> list[str]:
+    """Return a line where restorations of a run do not explain their measurements, or explain the noise as well."""
+    far = [found.name for found in entry.observations if is_far(found.values)]
+    if not far:
+        return []
+    more = ", ..." if len(far) > 3 else ""
+    return [
+        f"{entry.title}: {len(far)} of {len(entry.observations)} restorations have residuals far from the noise "
+        f"(above {FAR:g} times it, or below a third): {', '.join(far[:3])}{more}"
+    ]
+
+
+def _lpips_notes(networks: Networks) -> list[str]:
+    if not networks.distances:
+        return []
+    return [f"{', '.join(networks.distances)} by lpips {version('lpips')}, linear layers version 0.1"]
+
+
+def _add_fid(entries: Sequence[Entry], weights: Path, device: torch.device) -> list[str]:
+    """Measure the FID of each entry that has truths; returns what a reader should know of it."""
+    counts = []
+    for entry in entries:
+        pictures = [found.pictures for found in entry.observations if found.pictures is not None]
+        if len(pictures) > 1:
+            truths, images = zip(*pictures, strict=True)
+            entry.of_all["fid"] = fid(truths, images, weights, device)
+            counts.append(len(pictures))
+    notes = [f"FID by torch-fidelity {version('torch-fidelity')}"]
+    if counts and min(counts) < FEW:
+        notes.append(f"FID of {min(counts)} pictures is far too high: compare it only with that of as many others")
+    return notes
+
+
+def write(evaluation: Evaluation, folder: Path) -> None:
+    """Write the tables into a folder."""
+    for name, content in FILES.items():
+        write_whole(folder / name, content(evaluation))

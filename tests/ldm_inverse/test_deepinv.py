@@ -1,0 +1,92 @@
+"""Operators of deepinv in a task, and our solvers as its reconstructor. Left out where it is not installed."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ldm_inverse.measurements import get_operator
+from ldm_inverse.properties import PROPERTIES
+from ldm_inverse.solvers.resample_settings import ResampleSettings
+from ldm_inverse.solvers.solver import Solver
+from model_loader import get_model, load_yaml
+from tests.tiny import write_model
+from util.errors import UserError
+from util.settings import read
+
+OPERATORS = {
+    "inpainting": {"physics": "Inpainting", "img_size": [3, 32, 32], "mask": 0.4},
+    "downsampling": {"physics": "Downsampling", "img_size": [3, 32, 32], "factor": 2, "filter": "gaussian"},
+    "decolorize": {"physics": "Decolorize"},
+    "demosaicing": {"physics": "Demosaicing", "img_size": [3, 32, 32]},
+}
+
+
+@pytest.fixture(scope="module")
+def deepinv():
+    return pytest.importorskip("deepinv")
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """A tiny model for images of 32x32."""
+    return get_model(*write_model(tmp_path_factory.mktemp("model")), device="cpu")
+
+
+@pytest.mark.parametrize("property", PROPERTIES)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_its_operators_have_all_properties(name, property, deepinv):
+    assert PROPERTIES[property](lambda: get_operator("deepinv", **OPERATORS[name]))
+
+
+def test_a_filter_is_a_file(deepinv, tmp_path):
+    kernel = np.tri(3, 5) / np.tri(3, 5).sum()
+    np.save(tmp_path / "psf.npy", kernel)
+    x = torch.from_numpy(np.random.RandomState(0).uniform(-1, 1, (1, 3, 24, 32))).float()
+    theirs = get_operator("deepinv", physics="Blur", filter=str(tmp_path / "psf.npy"), padding="circular")
+    ours = get_operator("motion_blur", kernel=kernel, kernel_is="psf", boundary="circular")
+    assert torch.allclose(theirs(x), ours(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "needs physics"),
+        ({"physics": "Blurr"}, "expected the name of a linear operator of deepinv.physics, got 'Blurr'"),
+        ({"physics": "Haze"}, "expected the name of a linear operator"),
+        ({"physics": "Inpainting", "img_sise": [3, 8, 8]}, "deepinv's Inpainting cannot be built with img_sise"),
+    ],
+)
+def test_what_cannot_be_built_is_told_in_a_line(settings, told, deepinv):
+    with pytest.raises(UserError, match=told) as caught:
+        get_operator("deepinv", **settings)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_without_it_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepinv", None)
+    with pytest.raises(UserError, match="deepinv is not installed: pip install deepinv"):
+        get_operator("deepinv", physics="Blur")
+
+
+def test_it_is_imported_only_when_asked_for():
+    code = "import sys, ldm_inverse.measurements; assert 'deepinv' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_reconstructor_restores_deepinvs_images(deepinv, prior):
+    from ldm_inverse.deepinv import Reconstructor
+
+    preset = load_yaml("configs/presets/fastest.yaml")
+    solver = Solver("resample", steps=8, settings=read(ResampleSettings, preset["conditioning"]["resample"]))
+    physics = deepinv.physics.Inpainting(
+        (3, 32, 32), mask=0.5, rng=torch.Generator().manual_seed(0), noise_model=deepinv.physics.GaussianNoise(0.01)
+    )
+    ramp = torch.linspace(0.2, 0.8, 32).expand(2, 3, 32, 32)
+    y = physics.A(ramp)
+    found = Reconstructor(prior, solver)(y, physics)
+    assert found.shape == ramp.shape
+    assert (physics.A(found) - y).square().mean() < 0.1 * (physics.A(0.5 * torch.ones_like(ramp)) - y).square().mean()
+    assert torch.equal(found, Reconstructor(prior, solver)(y, physics))

@@ -1,0 +1,380 @@
+"""Grids of settings over tasks and seeds: what is run, what is skipped, and what is made of it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import sample_condition
+from scripts import sweep
+from scripts.evaluation.entries import Entry, Observation
+from scripts.sweeps import run as running
+from scripts.sweeps.grid_table import grid_table
+from scripts.sweeps.plot import front
+from scripts.sweeps.points import Point, split_values
+from tests.tiny import SIDE, write_model, write_pictures
+
+ROOT = Path(__file__).resolve().parents[2]
+SIGMA = {"name": "gaussian", "sigma": 0.05}
+TASKS = {
+    "inpainting_config": {
+        "operator": {"name": "inpainting", "mask_type": "random", "mask_prob_range": [0.5, 0.6], "image_size": SIDE},
+        "noise": SIGMA,
+    },
+    "enlarging": {"operator": {"name": "super_resolution", "scale_factor": 4}, "noise": SIGMA},
+}
+GRID = ["ddim_steps=1,2", "conditioning.resample.latent.max_iters=1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, two pictures, two tasks and a preset that takes a moment."""
+    folder = tmp_path_factory.mktemp("place")
+    write_model(folder)
+    write_pictures(folder / "pictures", ["a.png", "b.png"])
+    (folder / "tasks").mkdir()
+    for name, measurement in TASKS.items():
+        (folder / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump({"measurement": measurement}))
+    (folder / "quick.yaml").write_text(yaml.safe_dump({"conditioning": {"resample": {"final": {"max_iters": 1}}}}))
+    return folder
+
+
+def command(place, *extra):
+    """The words for the tiny model."""
+    model = ("--ldm_config", place / "tiny.yaml", "--diffusion_config", place / "tiny.safetensors")
+    return [*map(str, (*model, "--data", place / "pictures", "--device", "cpu", "--threads", "1", "--quiet", *extra))]
+
+
+def words(place, out, *own, rest=()):
+    common = ("--task_dir", place / "tasks", "--presets", place / "quick.yaml", "--save_dir", out)
+    return [*map(str, (*GRID, *common, *own)), "--", *command(place, *rest)]
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Run the command in this process, and keep the folders it was run for."""
+    folders = []
+
+    def restore(words: list[str]) -> int:
+        folder = Path(words[words.index("--save_dir") + 1])
+        folders.append("/".join(folder.parts[-4 if "=" in folder.parts[-2] else -3 :]))
+        return sample_condition.main(words)
+
+    monkeypatch.setattr(running, "restore", restore)
+    return folders
+
+
+def read_grid(path):
+    """The cells of the table of tasks by settings: by the first column, then by the head."""
+    head, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in path.read_text().split("\n\n")[0].splitlines()
+    ]
+    return {line[0]: dict(zip(head[1:], line[1:], strict=True)) for line in lines}
+
+
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_each_point_is_run_once_in_a_folder_of_its_own(place, tmp_path, runs, capsys):
+    out = tmp_path / "out"
+    assert sweep.main(words(place, out, "--seeds", "0", "1")) == 0
+    # Values vary before tasks, seeds before values.
+    assert runs == [
+        f"{task}/quick/ddim_steps={steps},latent.max_iters=1/seed_{seed}"
+        for task in ("enlarging", "inpainting")
+        for steps in (1, 2)
+        for seed in (0, 1)
+    ]
+    for folder in runs:
+        record = yaml.safe_load((out / folder / "settings.yaml").read_text())
+        assert f"ddim_steps={record['settings']['ddim_steps']}," in folder
+        assert folder.endswith(f"seed_{record['run']['seed']}")
+        assert record["settings"]["conditioning"]["resample"]["final"]["max_iters"] == 1
+    assert (out / "tasks.md").read_text() in capsys.readouterr().out
+    rows = {row["run"]: row for row in table(out / "summary.csv") if row["metric"] == "psnr" and not row["less"]}
+    assert len(rows) == 2 * (2 + 1)
+    psnrs = []
+    for seed in (0, 1):
+        metrics = table(out / f"inpainting/quick/ddim_steps=2,latent.max_iters=1/seed_{seed}" / "metrics.csv")
+        psnrs += [float(row["psnr"]) for row in metrics]
+    assert float(rows["inpainting/quick/ddim_steps=2,latent.max_iters=1"]["mean"]) == pytest.approx(
+        np.mean(psnrs), abs=1e-3
+    )
+    assert min(Image.open(out / "sweep.png").size) > 500
+    baseline = "baseline of inpainting/quick/ddim_steps=1,latent.max_iters=1"
+    titles = [baseline, *(f"inpainting/quick/ddim_steps={steps},latent.max_iters=1" for steps in (1, 2))]
+    cells = read_grid(out / "tasks.md")["inpainting"]
+    assert [cell.split(" / ")[0].strip("*") for cell in cells.values()] == [
+        "2",
+        *(f"{float(rows[title]['mean']):.2f}" for title in titles),
+    ]
+
+    runs.clear()
+    assert sweep.main(words(place, out, "--seeds", "0", "1")) == 0
+    assert runs == []
+    (out / "enlarging/quick/ddim_steps=1,latent.max_iters=1/seed_1/results/b.json").unlink()
+    (place / "tasks" / "enlarging.yaml").touch()
+    assert sweep.main(words(place, out, "--seeds", "0", "1", "2", "--tasks", "enlarging")) == 0
+    assert runs == [
+        "enlarging/quick/ddim_steps=1,latent.max_iters=1/seed_1",
+        "enlarging/quick/ddim_steps=1,latent.max_iters=1/seed_2",
+        "enlarging/quick/ddim_steps=2,latent.max_iters=1/seed_2",
+    ]
+
+
+def test_shards_share_the_points_out(place, tmp_path, runs, capsys):
+    whole = [*words(place, tmp_path / "out", "--tasks", "enlarging")]
+    first, second = ([*whole[:1], "--shard", f"{part}/2", *whole[1:]] for part in (1, 2))
+    assert sweep.main(first) == 0
+    assert [folder.split("/")[2] for folder in runs] == ["ddim_steps=1,latent.max_iters=1"]
+    assert "ddim_steps=2" not in capsys.readouterr().out
+    assert sweep.main(second) == 0
+    assert [folder.split("/")[2] for folder in runs][1:] == ["ddim_steps=2,latent.max_iters=1"]
+    out = capsys.readouterr().out
+    assert "ddim_steps=1" in out
+    assert "ddim_steps=2" in out
+
+
+def test_the_command_can_share_the_pictures_out(place, tmp_path, runs):
+    for part in (1, 2):
+        rest = ["--shard", f"{part}/2"]
+        assert sweep.main(words(place, tmp_path / "out", "--tasks", "enlarging", rest=rest)) == 0
+    assert len(runs) == 4
+    titles = ["baseline", *(f"enlarging/quick/ddim_steps={n},latent.max_iters=1" for n in (1, 2))]
+    found = {(row["run"], row["image"]) for row in table(tmp_path / "out" / "images.csv")}
+    assert found == {(title, image) for title in titles for image in ("a", "b")}
+
+
+def test_a_dry_run_lists_points_and_cost(place, tmp_path, runs, capsys):
+    (tmp_path / "tiny.yaml").write_bytes((place / "tiny.yaml").read_bytes())  # no weights are needed
+    line = words(place, tmp_path / "out", "--dry_run", "--tasks", "inpainting")
+    line[line.index(str(place / "tiny.safetensors"))] = str(tmp_path / "nowhere.safetensors")
+    assert sweep.main(line) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [row.split()[1:4] for row in out[1:3]] == [["2", "2", "2"], ["2", "2", "4"]]  # all, left, UNet passes
+    assert out[-1].split() == ["2", "combinations", "4", "4", "6", *out[-1].split()[5:]]
+    assert not runs
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_that_fails_does_not_stop_the_others(place, tmp_path, runs, monkeypatch, capsys):
+    working = running.restore
+    monkeypatch.setattr(running, "restore", lambda words: 2 if "ddim_steps=1" in words else working(words))
+    assert sweep.main(words(place, tmp_path / "out", "--tasks", "inpainting")) == 1
+    out, err = capsys.readouterr()
+    assert "not all restored" in err
+    assert "ddim_steps=1" not in out
+    assert "ddim_steps=2" in out
+
+
+def test_an_interruption_ends_it(place, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(running, "restore", lambda words: started.append(words) or 130)
+    assert sweep.main(words(place, tmp_path / "out")) == 130
+    assert len(started) == 1
+
+
+def test_results_by_other_settings_are_not_shown(place, tmp_path, runs, capsys):
+    out = tmp_path / "out"
+    assert sweep.main(words(place, out, "--tasks", "inpainting")) == 0
+    runs.clear()
+    rest = ["conditioning.resample.final.lr=0.1"]
+    assert sweep.main(words(place, out, "--tasks", "inpainting", rest=rest)) == 2  # the command refuses the folders
+    assert len(runs) == 2
+    assert "nothing is finished" in capsys.readouterr().err
+
+
+WRONG = [
+    (["nothing"], "nothing"),
+    (["=1"], "'=1' is not a setting"),
+    (["ddim_step=3"], "did you mean 'ddim_steps'"),
+    (["ddim_eta=0,2"], "ddim_eta=2"),
+    (["ddim_eta=0,"], "expected different values"),
+    (["ddim_eta=0,0"], "expected different values"),
+    (["--tasks", "enlargin"], "did you mean 'enlarging'"),
+    (["--tasks", "enlarging", "enlarging"], "two points have the folder"),
+    (["--task_dir", "nowhere"], "no tasks in nowhere"),
+    (["--presets", "dem"], "did you mean 'demo'"),
+    (["--seeds", "-1"], "--seeds"),
+    (["--seeds", "x"], "--seeds"),
+    (["--shard", "3/2"], "--shard"),
+    (["--limit", "3"], "--limit"),
+    (["--", "--seed", "3"], "the sweep sets that itself"),
+    (["--", "--diffusion_config", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+    (["--", "--limt", "3"], "did you mean '--limit'"),
+]
+
+
+@pytest.mark.parametrize(("extra", "message"), WRONG)
+def test_what_cannot_be_run_is_refused_before_anything_is(extra, message, place, tmp_path, runs, capsys):
+    line = words(place, tmp_path / "out")
+    end = line.index("--")
+    assert sweep.main([*line[:end], *extra] if "--" not in extra else [*line, *extra[1:]]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") <= 3
+    assert not runs
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_word_behind_an_option_is_its_value_even_with_an_equals_sign():
+    args = sweep.parse(["a.b=1,2", "--save_dir", "results/lr=0.1", "--dry_run", "c=3", "--presets", "p=1.yaml", "d=4"])
+    assert args.settings == ["a.b=1,2", "c=3", "d=4"]
+    assert (str(args.save_dir), args.presets, args.dry_run) == ("results/lr=0.1", ["p=1.yaml"], True)
+
+
+def test_the_plan_counts_every_kind_of_pass_that_is_made():
+    class Planned:
+        root, folder = Path("out"), Path("out/task")
+
+        def __init__(self, **passes):
+            self.passes = lambda: {"UNet": 0, "encoder": 0, "operator": 0, **passes}
+            self.restorations = lambda: 3
+
+    text = running.plan([Planned(UNet=10, operator=1000), Planned(UNet=20)], [1, 0])
+    assert [line.split()[-4:] for line in text.splitlines()] == [
+        ["restorations", "left", "UNet", "operator"],
+        ["3", "2", "20", "2,000"],
+        ["3", "3", "60", "0"],
+        ["6", "5", "80", "2,000"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "headings"),
+    [
+        (["demo/eta=0", "demo/eta=1"], ["0", "1"]),
+        (["demo/lr=1,steps=4", "demo/lr=1,steps=8"], ["4", "8"]),
+        (
+            ["demo/lr=1,steps=4", "demo/lr=1,steps=8", "demo/lr=2,steps=4"],
+            ["lr=1,steps=4", "lr=1,steps=8", "lr=2,steps=4"],
+        ),
+        (["demo/lr=1,steps=4", "paper/lr=1,steps=4"], ["demo", "paper"]),
+        (["demo/lr=1", "paper/lr=2"], ["demo,lr=1", "paper,lr=2"]),
+        (["demo/size=[1,2]", "demo/size=[1,3]"], ["[1,2]", "[1,3]"]),
+        (["demo", "demo/lr=1"], ["demo", "demo/lr=1"]),
+        (["demo/main_sampler=dps", "demo/main_sampler=daps"], ["dps", "daps"]),
+        (["demo"], ["demo"]),
+    ],
+)
+def test_headings_are_as_short_as_can_be_told_apart(labels, headings):
+    head = grid_table({"task": [(label, Entry(label, [])) for label in labels]}, {}).splitlines()[0]
+    assert [cell.strip() for cell in head.split("|")[3:-1]] == headings
+
+
+def test_commas_that_separate_values():
+    assert split_values("a.b=1,2.5") == ("a.b", ["1", "2.5"])
+    assert split_values("a=[1, 2],[3]") == ("a", ["[1, 2]", "[3]"])
+    assert split_values("a={x: 1, y: [2, 3]}") == ("a", ["{x: 1, y: [2, 3]}"])
+    assert split_values("a='1,2',\"3,\"") == ("a", ["'1,2'", '"3,"'])
+
+
+def test_long_settings_get_a_folder_that_a_file_system_takes():
+    points = [Point(Path("t.yaml"), "demo", 0, (f"a={'x' * 300}{end}",), Path("out"), ()) for end in "ab"]
+    assert all(len(part.encode()) <= 200 for point in points for part in point.folder.parts)
+    assert points[0].folder != points[1].folder
+
+
+def test_tasks_by_settings_have_quality_in_the_cells_and_the_cost_below(tmp_path):
+    def entry(psnr, ssim, seconds, unet, images=("a", "b")):
+        values = {"psnr": psnr, "ssim": ssim, "seconds": seconds, "unet": unet, "unet_backward": 0.0}
+        return Entry("", [Observation(image, image, "", values) for image in images])
+
+    panels = {
+        "one_task": [("p/sampler=x", entry(20.0, 0.5, 1.0, 3.0)), ("p/sampler=long", entry(21.0, 0.6, 2.0, 4.0))],
+        "other": [("p/sampler=x", entry(9.0, 0.1, 5.0, 3.0, "a"))],
+        "third": [("p/sampler=x", entry(8.0, 0.1, 3.0, 3.0, "a"))],
+    }
+    (tmp_path / "t.md").write_text(grid_table(panels, {"other": entry(10.0, 0.2, 0.0, 0.0, "a")}))
+    cells = read_grid(tmp_path / "t.md")
+    assert cells["one task"] == {"images": "2", "baseline": "", "x": "20.00 / 0.500", "long": "**21.00 / 0.600**"}
+    assert cells["other"] == {"images": "1", "baseline": "**10.00 / 0.200**", "x": "9.00 / 0.100", "long": ""}
+    assert cells["seconds"] == {"images": "", "baseline": "0.0", "x": "3.0", "long": "2.0"}  # the middle of three
+    assert cells["UNet passes"] == {"images": "", "baseline": "0 + 0", "x": "3 + 0", "long": "4 + 0"}
+    assert cells["encoder passes"]["x"] == ""  # a run of before they were counted
+
+
+def test_columns_over_different_numbers_of_images_are_told(tmp_path):
+    def entry(*images):
+        return Entry("", [Observation(image, image, "", {"psnr": 20.0, "ssim": 0.5}) for image in images])
+
+    panels = {"one": [("x", entry("a", "b")), ("y", entry("a"))], "other": [("x", entry("a")), ("y", entry("a"))]}
+    (tmp_path / "t.md").write_text(grid_table(panels, {}))
+    assert [cells["images"] for cells in list(read_grid(tmp_path / "t.md").values())[:2]] == ["1 or 2", "1"]
+
+
+def test_where_no_model_is_one_of_the_samplers_the_baseline_is_not_shown_twice(place, tmp_path, runs, capsys):
+    line = ["conditioning.main_sampler=none,resample", *words(place, tmp_path, rest=(GRID[1],))[len(GRID) :]]
+    assert sweep.main(["ddim_steps=1", *line]) == 0
+    cells = read_grid(tmp_path / "tasks.md")
+    assert list(cells["inpainting"]) == ["images", "none", "resample"]
+    assert cells["encoder passes"]["none"] == "0 + 0"
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    assert front([(1, 20), (2, 25), (2, 24), (3, 25), (4, 26), (5, 22)]) == [(1, 20), (2, 25), (4, 26)]
+
+
+def run_all(place, out, *extra):
+    """Start scripts/run_all_tasks.sh with the tiny model."""
+    own = ["--task_dir", place / "tasks", "--presets", place / "quick.yaml", "--save_dir", out, *extra]
+    line = ["bash", ROOT / "scripts" / "run_all_tasks.sh", *own, *command(place), "ddim_steps=1"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        [*map(str, line)], env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_all_tasks_from_the_shell(place, tmp_path):
+    words = ["--seeds", "0 1", "--samplers", "resample none", "--dry_run"]
+    out, err = run_all(place, tmp_path / "out", *words).communicate()
+    assert err == ""
+    points = [line.split()[0] for line in out.splitlines()[1:-1]]
+    assert points == [
+        f"{task}/quick/main_sampler={sampler}/seed_{seed}"
+        for task in ("enlarging", "inpainting")
+        for sampler in ("resample", "none")
+        for seed in (0, 1)
+    ]
+
+
+def test_the_shell_script_explains_itself_and_its_mistakes():
+    script = str(ROOT / "scripts" / "run_all_tasks.sh")
+    told = subprocess.run(["bash", script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("Runs every task")
+    assert "set -euo" not in told
+    for words in (["--tasks"], ["--seeds", ""]):
+        failed = subprocess.run(["bash", script, *words], capture_output=True, text=True, check=False)
+        assert failed.returncode == 2
+        assert failed.stderr.startswith(f"error: {words[0]}: expected a value")
+
+
+@pytest.mark.slow
+def test_all_tasks_stopped_and_gone_on_with(place, tmp_path):
+    out = tmp_path / "out"
+    process = run_all(place, out, "--seeds", "0 1")
+    while not list(out.glob("*/*/*/results/*.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 143
+    assert "the same command continues" in err
+    assert not list(out.rglob("claim"))
+    process = run_all(place, out, "--seeds", "0 1")
+    printed, err = process.communicate()
+    assert process.returncode == 0
+    assert (out / "tasks.md").read_text() in printed
+    content = json.loads((out / "evaluation.json").read_text())
+    assert [len(entry["restorations"]) for entry in content["entries"]] == [4, 4, 4, 4]
