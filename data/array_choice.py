@@ -18,6 +18,7 @@ import torch
 
 from data.array_files import checked, read_npy, read_numbers, read_safetensors, unreadable
 from data.number_text import read_text
+from data.picture_files import SUFFIXES
 from util.errors import UserError
 
 CHOICE_SUFFIXES = (".npy", ".npz", ".safetensors", ".mat", ".txt", ".csv", ".pt", ".pth")
@@ -29,6 +30,24 @@ def path_text(value: Any) -> Any:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise ValueError("expected the path of a file or folder")
     return value
+
+
+def files_by_name(folder: Path, called: str) -> dict[str, Path]:
+    """Return a folder's pictures and arrays by their names without suffix; ``called`` is what a message calls it.
+
+    Raises:
+        UserError: two files have one name.
+    """
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() not in (*SUFFIXES, *CHOICE_SUFFIXES) or file.name.startswith("."):
+            continue
+        other = files.setdefault(file.stem, file)
+        if other != file:
+            raise UserError(
+                f"{called} {folder}: {other.name} and {file.name} are both for {file.stem!r}: keep only one of them"
+            )
+    return files
 
 
 class FoundArray(NamedTuple):

@@ -36,19 +36,16 @@ class CardTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor) -> "CardTensor":
+        layout: dict[str, Any] = {}
+        if raw.layout is torch.strided:
+            layout = {"strides": raw.stride(), "storage_offset": raw.storage_offset()}
         tensor = torch.Tensor._make_wrapper_subclass(
-            cls,
-            raw.shape,
-            **(
-                {"strides": raw.stride(), "storage_offset": raw.storage_offset()} if raw.layout is torch.strided else {}
-            ),
-            dtype=raw.dtype,
-            device=f"{NAME}:0",
+            cls, raw.shape, **layout, dtype=raw.dtype, device=torch.device(f"{NAME}:0")
         )
         tensor.raw = raw
         return tensor
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"CardTensor({self.raw!r})"
 
     def tolist(self) -> Any:
@@ -59,7 +56,7 @@ class CardTensor(torch.Tensor):
         return self.raw.__reduce_ex__(protocol)  # a file holds numbers, and is read on the processor
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         if func is aten._to_copy.default:
             return _to_copy(*args, **kwargs)
@@ -95,9 +92,9 @@ class CardGenerator(torch.Generator):
 
     seeds: ClassVar[set[int]] = set()
 
-    def __new__(cls, device: Any = "cpu") -> torch.Generator:
+    def __new__(cls, device: Any = "cpu") -> torch.Generator:  # type: ignore[misc]
         kind = cls if torch.device(device).type == NAME else GENERATOR
-        return GENERATOR.__new__(kind, device="cpu")
+        return GENERATOR.__new__(kind, device="cpu")  # type: ignore[call-arg]
 
     def manual_seed(self, seed: int) -> torch.Generator:
         self.seeds.add(super().manual_seed(seed).initial_seed())

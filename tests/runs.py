@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import re
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +60,7 @@ def snapshot(folder: Path) -> dict[str, object]:
     }
 
 
-def _without_seconds(path: str, content: bytes) -> object:
+def _without_seconds(path: str, content: bytes) -> Any:
     if path.endswith(".csv"):
         rows = list(csv.reader(io.StringIO(content.decode())))
         kept = [place for place, column in enumerate(rows[0]) if column != "seconds"]
@@ -74,12 +76,14 @@ def _without_seconds(path: str, content: bytes) -> object:
     return content
 
 
-def shown(page: bytes) -> dict[str, object]:
+def shown(page: bytes) -> dict[str, Any]:
     """Return what the script of a `report.html` is given to show."""
-    return json.loads(re.search(rb'<script type="application/json" id="run">(.*?)</script>', page)[1])
+    found = re.search(rb'<script type="application/json" id="run">(.*?)</script>', page)
+    assert found
+    return json.loads(found[1])
 
 
-def start(words: list[str]) -> multiprocessing.Process:
+def start(words: list[str]) -> ForkServerProcess:
     """Run the command in a process of its own, forked from one that has imported all and holds no threads."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.runs", "skimage.metrics", "scipy.interpolate", "scipy.spatial"])

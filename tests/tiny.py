@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 SIDE = 32
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model": {
         "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
         "params": {

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +12,8 @@ from numpy.typing import ArrayLike
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from data.array_choice import CHOICE_SUFFIXES, path_text, read_array
+from data.array_choice import files_by_name, path_text, read_array
 from data.colour import Say
-from data.picture_files import SUFFIXES
 from util.errors import UserError
 
 MAX_KERNEL_SIZE = 1023
@@ -126,14 +124,7 @@ def kernel_folder(folder: Path, is_psf: bool, say: Say) -> Mapping[str, Tensor]:
     Raises:
         UserError: one cannot be used, or there is none.
     """
-    suffixes = (*SUFFIXES, *CHOICE_SUFFIXES)
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith("."))
-    for one, other in pairwise(sorted(files, key=lambda file: file.stem)):
-        if one.stem == other.stem:
-            raise UserError(
-                f"kernel {folder}: {one.name} and {other.name} are both for {one.stem!r}: keep only one of them"
-            )
-    kernels = {file.stem: given_kernel(file, is_psf, say) for file in files}
+    kernels = {name: given_kernel(file, is_psf, say) for name, file in files_by_name(folder, "kernel").items()}
     if not kernels:
         raise UserError(f"kernel {folder}: no kernel in this folder: looked for NAME.npy, .png, .mat, ...")
     sides = np.max([kernel.shape for kernel in kernels.values()], axis=0)

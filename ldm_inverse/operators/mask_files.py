@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.array_choice import CHOICE_SUFFIXES
+from data.array_choice import files_by_name
 from data.mask_values import read_alpha, read_mask_values
-from data.picture_files import SUFFIXES
 from data.pictures import fit, read_size
 from data.sources import Origin
 from util.errors import UserError
@@ -34,13 +33,14 @@ class GivenMasks:
         dilate: by how many pixels of the image the dropped parts grow on every side.
 
     Raises:
-        UserError: there is no such file or folder, or the file is no mask.
+        UserError: there is no such file or folder, the file is no mask, or two files of the folder have one name.
     """
 
     def __init__(self, path: str, keeps: int = 1, threshold: float | None = None, dilate: int = 0) -> None:
         self.path, self.keeps, self.threshold, self.dilate = path, keeps, threshold, dilate
         self.is_common = path != ALPHA and not os.path.isdir(path)
         self._say = SayOnce()
+        self._files = files_by_name(Path(path), "mask_file") if os.path.isdir(path) else {}
         self._common = self._read(path) if self.is_common else None
         if self._common is not None:
             self._final(*self._common, path)
@@ -76,13 +76,8 @@ class GivenMasks:
         return alpha / 255, "opaque (not transparent)", str(origin.source)
 
     def _file(self, name: str) -> str:
-        suffixes = (*SUFFIXES, *CHOICE_SUFFIXES)
-        files = sorted(f for f in Path(self.path).iterdir() if f.stem == name and f.suffix.lower() in suffixes)
-        if len(files) > 1:
-            both = " and ".join(file.name for file in files[:2])
-            raise UserError(f"mask_file {self.path}: {both} are both for {name!r}: keep only one of them")
-        if files:
-            return str(files[0])
+        if name in self._files:
+            return str(self._files[name])
         raise UserError(f"mask_file {self.path}: no mask for {name!r} in this folder: looked for {name}.png, .npy, ...")
 
     def _read(self, path: str) -> tuple[np.ndarray, str]:

@@ -45,11 +45,16 @@ def test_forms(name, tmp_path):
     assert tensors == ({"gain": torch.ones(1, 1)} if name.startswith("y") else {})
 
 
+def write_half(path):
+    np.save(path, COLOURS)
+    path.write_bytes(path.read_bytes()[:200])
+
+
 BROKEN = {
     "text.npy": (lambda path: path.write_text("a picture, honestly"), "not a .npy file"),
     "zip.npy": (lambda path: np.savez(path.open("wb"), a=COLOURS), "not a .npy file"),
     "pickled.npy": (lambda path: np.save(path, np.array([[{}] * 9]), allow_pickle=True), "cannot be read"),
-    "half.npy": (lambda path: (np.save(path, COLOURS), path.write_bytes(path.read_bytes()[:200])), "cannot be read"),
+    "half.npy": (write_half, "cannot be read"),
     "nan.npy": (lambda path: np.save(path, np.full((9, 9), np.nan)), "NaN"),
     "int64.npy": (lambda path: np.save(path, COLOURS.astype(np.int64)), "int64 has no agreed range"),
     "complex.npy": (lambda path: np.save(path, COLOURS * 1j), "expected numbers"),

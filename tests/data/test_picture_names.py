@@ -68,7 +68,7 @@ def test_the_name_that_a_picture_would_have_alone(tmp_path):
     assert listed[2].source.stream_name == listed[2].name
 
 
-PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=90).filter(
+PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=90).filter(
     lambda part: part not in (".", "..")
 )
 

@@ -18,6 +18,10 @@ class GaussianLatents(nn.Module):
         memory_format: layout of what the noise network returns.
     """
 
+    alphas_cumprod: Tensor
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, mean: Tensor, variance: Tensor):
         super().__init__()
         abar = torch.from_numpy(make_beta_schedule("linear", 1000, 0.0015, 0.0195)).neg().add(1).cumprod(0)

@@ -1,5 +1,7 @@
 """Each property of operators refuses an operator that lacks it, and says what is wrong."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,11 @@ class Operators:
     """Operators with one defect each, under the name of the property that they lack."""
 
     class SizesOfBatch(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return (x**2).sum()
 
     class SizesFinite(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x.log()
 
     class SizesTold(Identity):
@@ -34,43 +36,43 @@ class Operators:
     class LinearSaid(Operator):
         linear = True
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x + 1e-6 * x**2
 
     class LinearNotSaid(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return 2 * x
 
     class AdjointWrong(Operator):
         linear = True
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x.roll(1, -1)
 
-        def transpose(self, y: Tensor, shape=None) -> Tensor:
+        def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
             return y.roll(1, -1)
 
     class AdjointOfNonlinear(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x**3
 
-        def transpose(self, y: Tensor, shape=None) -> Tensor:
+        def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
             return y
 
     class GradientDetached(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x.detach() ** 2
 
     class GradientWrong(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x * x.detach()
 
     class GradientZero(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x.round()
 
     class SizesOfNothing(Operator):
-        def forward(self, x: Tensor) -> None:
+        def forward(self, x: Tensor, **state: Tensor) -> None:  # type: ignore[override]
             return None
 
     class AloneParameter(Operator):
@@ -78,11 +80,11 @@ class Operators:
             super().__init__()
             self.gain = torch.nn.Parameter(torch.ones(()))
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return self.gain * x**2
 
     class DtypeSingle(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x.float() ** 2
 
     class DeviceLoose(Operator):
@@ -90,50 +92,50 @@ class Operators:
             super().__init__()
             self.gain = torch.ones(())
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return self.gain * x**2
 
     class BatchMixed(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x**2 - x.mean()
 
     class DrawsAtOnce(Operator):
-        def draw(self, shape, rng: np.random.RandomState) -> dict[str, Tensor]:
+        def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
             return {"gain": torch.from_numpy(rng.uniform(size=(2, shape[0], 1, 1, 1)).sum(0))}
 
-        def forward(self, x: Tensor, gain: Tensor) -> Tensor:
-            return x * gain.to(x)
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
+            return x * state["gain"].to(x)
 
     class DeterminismLost(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x + torch.randn_like(x)
 
     class DeterminismGlobal(Identity):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             np.random.uniform()
             return x
 
     class LayoutInPlace(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x.mul_(0.5) if not x.requires_grad else x * 0.5
 
     class LayoutStrides(Identity):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x if x.is_contiguous() else -x
 
     class StateKept(Operator):
-        def draw(self, shape, rng: np.random.RandomState) -> dict[str, Tensor]:
+        def draw(self, shape: Sequence[int], rng: np.random.RandomState) -> dict[str, Tensor]:
             self.gain = float(rng.uniform())
             return {}
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x * getattr(self, "gain", 1.0)
 
     class BaselineOfMeasurement(Operator):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, **state: Tensor) -> Tensor:
             return x[..., ::2, ::2] ** 3
 
-        def baseline(self, y: Tensor, shape, sigma) -> Tensor:
+        def baseline(self, y: Tensor, shape: Sequence[int], sigma: float | None, **state: Tensor) -> Tensor:
             return y
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -31,10 +32,10 @@ def networks(device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield name, out, arrays["output"]
         yield f"{name}, gradient", gradient(out, x), arrays["grad_of_sum_of_squares"]
     arrays, case = on(device, *recorded("autoencoder_vq"))
-    model = fill_parameters(VQModelInterface(**case["params"]), case["weights_seed"]).to(device)
+    first_stage = fill_parameters(VQModelInterface(**case["params"]), case["weights_seed"]).to(device)
     z = arrays["z"].requires_grad_()
-    out = model.decode(z)
-    yield "encoder", model.encode(arrays["image"]), arrays["latent"]
+    out = first_stage.decode(z)
+    yield "encoder", first_stage.encode(arrays["image"]), arrays["latent"]
     yield "decoder", out, arrays["decoded"]
     yield "decoder, gradient", gradient(out, z), arrays["grad_of_sum_of_squares"]
 
@@ -76,7 +77,7 @@ def gradient(out: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad(out.square().sum(), x)[0]
 
 
-def drawn_on_the_processor(shape: Sequence[int], *, device: torch.device, **more: object) -> Tensor:
+def drawn_on_the_processor(shape: Sequence[int], *, device: torch.device, **more: Any) -> Tensor:
     """Draw the recording's noise, which a card's stream does not have."""
     return RANDN(shape, **more).to(device)
 

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 def recorded(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -19,7 +21,7 @@ def recorded(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(description.read_text()) if description.exists() else {}
 
 
-def fill_parameters(module: nn.Module, seed: int) -> nn.Module:
+def fill_parameters(module: NetworkT, seed: int) -> NetworkT:
     """Give every parameter the value it had in the recording, in the order of names; to float64 and eval mode."""
     rng = np.random.RandomState(seed)
     with torch.no_grad():

@@ -3,6 +3,8 @@
 One that cannot be built or drawn from its defaults has its settings in `settings`.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from ldm_inverse.measurements import get_operator, operator_names
 from ldm_inverse.properties import PROPERTIES
 from util.errors import UserError
 
-SETTINGS = {
+SETTINGS: dict[str, list[dict[str, Any]]] = {
     "deepinv": [],  # an extra: tests/ldm_inverse/test_deepinv.py
     "camera_blur": [{"kernel_size": 9}],
     "gaussian_blur": [{"kernel_size": 61, "intensity": 3.0}, {"kernel_size": 7, "intensity": 2.0}]
@@ -22,14 +24,18 @@ SETTINGS = {
         {"mask_type": "both", "mask_len_range": (5, 12), "mask_prob_range": (0.3, 0.6), "margin": (4, 6)},
     ],
     "jpeg": [{}, {"quality": 90, "subsampling": 444}],
-    "motion_blur": [{"kernel_size": 61}, {"kernel_size": 3}, {"kernel": np.triu(np.ones((5, 9)))}]
-    + [{"kernel_size": 9, "boundary": boundary} for boundary in ("circular", "valid", "zero")]
-    + [
-        {"kernel": np.triu(np.ones((4, 9))), "kernel_is": "psf", "boundary": boundary}
-        for boundary in ("circular", "valid")
+    "motion_blur": [
+        {"kernel_size": 61},
+        {"kernel_size": 3},
+        {"kernel": np.triu(np.ones((5, 9)))},
+        *({"kernel_size": 9, "boundary": boundary} for boundary in ("circular", "valid", "zero")),
+        *(
+            {"kernel": np.triu(np.ones((4, 9))), "kernel_is": "psf", "boundary": boundary}
+            for boundary in ("circular", "valid")
+        ),
     ],
     "phase_retrieval": [{"oversample": 1.0}],
-    "super_resolution": [{"scale_factor": 4}, {"scale_factor": 3}, {"scale_factor": 1}]
+    "super_resolution": [{"scale_factor": factor} for factor in (4, 3, 1)]
     + [{"downsampling": kind} for kind in ("area", "nearest", "lanczos")]
     + [{"scale_factor": 3, "kernel": np.triu(np.ones((5, 9))), "phase": [1, 2]}],
 }

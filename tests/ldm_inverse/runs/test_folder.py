@@ -281,7 +281,7 @@ def test_nobody_begins_while_another_overwrites(tmp_path, monkeypatch):
         clear(run)
         order.append("cleared")
 
-    beside: list[threading.Thread] = []
+    beside = []
     monkeypatch.setattr(RunFolder, "_clear", slow_clear)
     begin(RunFolder(tmp_path, ["a"]), record(settings={"steps": 4}), overwrite=True)
     beside[0].join(20)
