@@ -253,7 +253,7 @@ def read_all(path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(tmp_path, whole_files, kind, data):
     content = bytearray(whole_files[kind])
