@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,19 @@ from data.picture_files import SUFFIXES
 from util.errors import UserError
 
 CHOICE_SUFFIXES = (".npy", ".npz", ".safetensors", ".mat", ".txt", ".csv", ".pt", ".pth")
-MAX_DENSE = 100_000_000  # entries of a sparse matrix that is written out
+MAX_ENTRIES = 100_000_000  # of a file's arrays in memory, whatever a few bytes may declare
+CHILD_MEMORY = 4 << 30  # bytes of address space
+
+# Damaged bytes may crash SciPy's reader, and the process with it: this one tries first, and may not take all memory.
+TRIAL = """
+import resource, sys
+from scipy.io import loadmat
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+try:
+    loadmat(sys.argv[1])
+except MemoryError:
+    sys.exit(3)
+"""
 
 
 def path_text(value: Any) -> Any:
@@ -113,6 +126,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _read_npz(path: Path) -> Mapping[str, Any]:
+    _check_unpacked(path)
     with np.load(path, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
@@ -120,10 +134,13 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
 def _read_mat(path: Path) -> Mapping[str, Any]:
     from scipy.io import loadmat  # slow to import, and seldom needed
 
-    # Damaged bytes may crash SciPy's reader, and the process with it: another process tries first.
-    trial = [sys.executable, "-c", "import sys; from scipy.io import loadmat; loadmat(sys.argv[1])", str(path)]
-    if subprocess.run(trial, capture_output=True).returncode < 0:
+    trial = [sys.executable, "-c", TRIAL, str(path), str(CHILD_MEMORY)]
+    # Each thread of OpenBLAS, of which there may be many, would take address space.
+    status = subprocess.run(trial, capture_output=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).returncode
+    if status < 0:
         raise ValueError("it crashes SciPy's reader")
+    if status == 3:
+        raise ValueError("its arrays take too much memory")
     return _flat({key: value for key, value in loadmat(path).items() if not key.startswith("__")})
 
 
@@ -132,11 +149,20 @@ def _read_text(path: Path) -> Mapping[str, Any]:
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
+    _check_unpacked(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError("it holds more than tensors: save the tensor alone, or the array as .npy") from error
     return _flat(found if isinstance(found, Mapping) else {"": found})
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise ValueError for an archive whose members are too large once unpacked."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > 8 * MAX_ENTRIES:
+                raise ValueError("its arrays take too much memory")
 
 
 def _flat(entries: Mapping[Any, Any]) -> dict[str, Any]:
@@ -159,11 +185,16 @@ def _as_numpy(value: Any) -> Any:
     if isinstance(value, list | tuple):
         entries = [_as_numpy(entry) for entry in value]
         return entries if any(isinstance(entry, list) or entry.ndim for entry in entries) else np.array(entries)
-    if hasattr(value, "toarray"):  # a sparse matrix, which may declare any size
-        if math.prod(value.shape) > MAX_DENSE:
-            raise ValueError(f"a sparse matrix of more than {MAX_DENSE:,} entries")
+    # A sparse matrix, and a tensor that repeats its numbers, may declare any size.
+    if math.prod(getattr(value, "shape", ())) > MAX_ENTRIES:
+        raise ValueError(f"an array of more than {MAX_ENTRIES:,} entries")
+    if hasattr(value, "toarray"):
         return value.toarray()
-    return value.detach().double().numpy() if hasattr(value, "detach") else np.asarray(value)
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    if value.is_complex():
+        raise ValueError("complex numbers")
+    return value.detach().double().numpy()
 
 
 _READERS = {
@@ -208,4 +239,7 @@ def _entry(path: Path, value: Any, number: int | None, last: bool) -> np.ndarray
         raise UserError(f"{path}: holds {len(entries)} arrays: say which, as in {path.name}#NAME[1]")
     if (number or 1) > len(entries):
         raise UserError(f"{path}: there is no entry {number}: it holds {len(entries)}")
-    return np.asarray(entries[(number or 1) - 1])
+    entry = entries[(number or 1) - 1]
+    if isinstance(entry, list):
+        raise UserError(f"{path}: it holds a list of lists: save the array alone")
+    return np.asarray(entry)

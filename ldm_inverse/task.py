@@ -193,6 +193,9 @@ class Task:
         state = {key: value for key, value in tensors.items() if key != "y"}
         if state and not is_saved:
             state = self.operator.given_state(state, shape)
+        if state:
+            height, width = self.operator.image_size(tensors["y"].shape, **state)
+            shape = (1, channels, height, width)
         state = state or self.operator.brought(origin, shape)
         if not state:
             self.operator.check_image(origin, height, width)
@@ -221,7 +224,7 @@ class Task:
         if y.ndim == len(expected) and y.shape[2:] == expected[2:]:
             return f": it has {y.shape[1]} channels where {expected[1]} would fit the model"
         turned = y.transpose(-1, -2).shape
-        height, width = self.operator.image_size(turned)
+        height, width = self.operator.image_size(turned, **state)
         try:
             fits = self._measured_shape((1, channels, height, width), state)[-2:] == turned[-2:]
         except UserError:

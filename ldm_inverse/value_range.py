@@ -14,6 +14,7 @@ from util.errors import UserError
 # Times the largest value that an operator gives: ringing goes as far as the first at most, and nothing as the second.
 RINGING, FAR = 1.5, 4.0
 DEVIATIONS = 6  # of normal noise, beyond which is one value in 500 million
+STRONG = 0.25  # noise: four deviations are the distance from grey to black
 TOPS = (255, 1023, 4095, 65535)  # white in files of 8 to 16 bits, whose black is 0
 
 
@@ -38,8 +39,13 @@ def in_range(
         say: is told what looks odd.
 
     Raises:
-        UserError: values are far from those that the operator gives.
+        UserError: values are far from those that the operator gives, or y cannot be brought to other units.
     """
+    if span is not None and not operator.keeps_units:
+        raise UserError(
+            "measurement.range cannot convert these values, which are neither pictures nor linear in the image: give "
+            "those of pictures in [-1, 1]"
+        )
     signs = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0)).sub(0.5).sign().to(y)
     white = torch.ones_like(signs)
     with torch.no_grad():
@@ -57,13 +63,23 @@ def in_range(
         if largest > FAR * most + 10 * sigma:
             raise UserError(message)
         say(logging.WARNING, message)
-    elif span is None and least < 0 and y.min() >= 0 and y.max() > 1:
+    elif span is None and least < 0 and _is_from_zero_up(y, sigma):
         say(
             logging.WARNING,
-            f"no value is below 0, but those of this operator go down to {least:g}: if the pictures were "
-            "in [0, 1], give measurement.range=[0, 1]",
+            f"no value is below 0{', but for the noise' if y.min() < 0 else ''}, where this operator's go down to "
+            f"{least:g}: if the pictures were in [0, 1], give measurement.range=[0, 1]",
         )
     return y
+
+
+def _is_from_zero_up(y: Tensor, sigma: float) -> bool:
+    """Whether no value is negative but by noise. What lies in [0, 1] throughout is for those who read files to judge:
+    for them a bright picture in a file of 8 bits is none from 0 up.
+    """
+    if y.min() >= 0:
+        return bool(y.max() > 1)
+    # Normal noise is below minus three deviations once in 740 times. Strong noise would hide a dark picture, too.
+    return 0 < sigma <= STRONG and float(y.lt(-3 * sigma).float().mean()) < 1 / 500
 
 
 def _what_is_far(y: Tensor, most: float, sigma: float) -> str:

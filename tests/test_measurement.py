@@ -295,3 +295,18 @@ def test_a_measurement_whose_surroundings_are_unknown_keeps_its_size(place, tmp_
     assert main(words(place, tmp_path / "out", *extra, steps=2)) == 0
     for folder in ("recon", "baseline", "label"):
         assert Image.open(tmp_path / "out" / folder / "y.png").size == (32, 32), folder
+
+
+def test_kernels_beside_measurements_may_have_sides_of_their_own(place, tmp_path):
+    """Each says how far its picture reaches: 5x7 and 3x3 around 32x32, in one batch with no more in common."""
+    folder, random = tmp_path / "in", np.random.RandomState(0)
+    folder.mkdir()
+    for name, (rows, columns) in {"a": (5, 7), "b": (3, 3), "c": (3, 3)}.items():
+        kernel = random.uniform(size=(1, 1, rows, columns))
+        scene = torch.from_numpy(random.uniform(-1, 1, (1, 3, 31 + rows, 31 + columns))).float()
+        y = get_operator("motion_blur", kernel=kernel[0, 0], boundary="valid")(scene)
+        save_file({"y": y, "kernel": torch.from_numpy(kernel / kernel.sum())}, folder / f"{name}.safetensors")
+    extra = ["--measurement", str(folder), *task(tmp_path, {"name": "motion_blur", "boundary": "valid"})]
+    assert main(words(place, tmp_path / "out", *extra, "--batch_size", "3", steps=2)) == 0
+    for name in "abc":
+        assert Image.open(tmp_path / "out" / "recon" / f"{name}.png").size == (32, 32), name

@@ -30,12 +30,15 @@ class Operator(nn.Module):
         linear: whether A is linear; then `transpose` is its adjoint.
         state_names: the names of what `draw` may return and `forward` reads.
         colour_only: whether images have to have three channels.
+        keeps_units: whether measurements are in the units of pictures, or linear in them, so that they can be brought
+            from other units to [-1, 1].
         unknown_border: whether the image reaches beyond what is measured (see `inside`).
         units: how to bring a measurement of your own to this operator's units, where that is not obvious.
     """
 
     linear: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]] = ()
+    keeps_units: ClassVar[bool] = True
     unknown_border: bool = False
     units: ClassVar[str] = ""
     colour_only: ClassVar[bool] = False
@@ -65,14 +68,14 @@ class Operator(nn.Module):
         """
         self.check_size(height, width)
 
-    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
-        """Return the (height, width) of images whose measurements have the shape ``measured``, (1, ...), or the largest
-        such; by default its last two sides.
+    def image_size(self, measured: Sequence[int], **state: Tensor) -> tuple[int, int]:
+        """Return the (height, width) of images whose measurements, by this state where it is known, have the shape
+        ``measured``, (1, ...), or the largest such; by default its last two sides.
         """
         return measured[-2], measured[-1]
 
-    def inside(self, x: Tensor) -> Tensor:
-        """Return the part of an image (B, C, H, W) that a given measurement shows; by default, all of it."""
+    def inside(self, x: Tensor, **state: Tensor) -> Tensor:
+        """Return the part of an image (B, C, H, W) that a measurement by this state shows; by default, all of it."""
         return x
 
     def unmeasured(self, shape: Sequence[int], **state: Tensor) -> Tensor | None:

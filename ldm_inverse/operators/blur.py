@@ -56,35 +56,35 @@ class Blur(Operator):
         self.unknown_border = boundary == "valid"
         self._map: Latest[Correlation] = Latest()
 
-    def kernel_sides(self) -> tuple[int, int]:
-        """Return the kernel's sides (kh, kw)."""
-        kernel = needed({} if self.kernel is None else {"kernel": self.kernel}, "kernel")
+    def kernel_sides(self, **state: Tensor) -> tuple[int, int]:
+        """Return the sides (kh, kw) of the kernel: that of a state, or the operator's own."""
+        kernel = self._kernel(state)
         return kernel.shape[-2], kernel.shape[-1]
 
     def check_size(self, height: int, width: int) -> None:
         check_fit((height, width), self.kernel_sides(), self.boundary)
 
-    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
-        rows, columns = self._border()
+    def image_size(self, measured: Sequence[int], **state: Tensor) -> tuple[int, int]:
+        rows, columns = self._border(state)
         return measured[-2] + 2 * rows, measured[-1] + 2 * columns
 
-    def inside(self, x: Tensor) -> Tensor:
-        rows, columns = self._border()
+    def inside(self, x: Tensor, **state: Tensor) -> Tensor:
+        rows, columns = self._border(state)
         return x[..., rows : x.shape[-2] - rows, columns : x.shape[-1] - columns]
 
     def unmeasured(self, shape: Sequence[int], **state: Tensor) -> Tensor | None:
         """Return 1 less the sum of the weights with which each pixel enters the measurement."""
         if not self.unknown_border:
             return None
-        (height, width), (rows, columns) = shape[-2:], self._border()
+        (height, width), (rows, columns) = shape[-2:], self._border(state)
         ones = torch.ones(1, 1, height - 2 * rows, width - 2 * columns)
         like = next(iter(state.values()), self.kernel)
         weight = self.transpose(ones.to(like), shape=None, **state)
         return 1 - weight.clamp(0, 1)
 
-    def _border(self) -> tuple[int, int]:
+    def _border(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
         """Return how many pixels at each border have no measurement: (rows, columns)."""
-        height, width = self.kernel_sides() if self.unknown_border else (0, 0)
+        height, width = self.kernel_sides(**state) if self.unknown_border else (0, 0)
         return height // 2, width // 2
 
     def forward(self, x: Tensor, **state: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Blur(Operator):
         return linear_map(x, correlation.apply, correlation.adjoint)
 
     def transpose(self, y: Tensor, shape: Sequence[int] | None = None, **state: Tensor) -> Tensor:
-        correlation = self._correlation(self.image_size(y.shape), y, state)
+        correlation = self._correlation(self.image_size(y.shape, **state), y, state)
         return linear_map(y, correlation.adjoint, correlation.apply)
 
     def proximal(self, y: Tensor, x0: Tensor, weight: float, **state: Tensor) -> Tensor | None:
@@ -113,9 +113,12 @@ class Blur(Operator):
         apply, adjoint = partial(self.forward, **state), partial(self.transpose, shape=None, **state)
         return wiener(apply, adjoint, y, sigma, shape[-2:], keeps_constants=self.boundary != "zero")
 
-    def _correlation(self, size: tuple[int, int], like: Tensor, state: Mapping[str, Tensor]) -> Correlation:
+    def _kernel(self, state: Mapping[str, Tensor]) -> Tensor:
         own = {} if self.kernel is None else {"kernel": self.kernel}
-        kernel = needed({**own, **state}, "kernel")
+        return needed({**own, **state}, "kernel")
+
+    def _correlation(self, size: tuple[int, int], like: Tensor, state: Mapping[str, Tensor]) -> Correlation:
+        kernel = self._kernel(state)
         version = None if kernel.is_inference() else kernel._version  # counts changes in place
         return self._map.get(
             (kernel, version, size, like.dtype, like.device),
@@ -178,10 +181,12 @@ class MotionBlur(Blur):
         self._folder = kernel if is_folder else None
         self._kernels = kernel_folder(Path(str(kernel)), self._is_psf, say) if is_folder else {}
 
-    def kernel_sides(self) -> tuple[int, int]:
-        for state in self._kernels.values():
-            return state.shape[-2], state.shape[-1]
-        return (self.kernel_size, self.kernel_size) if self.kernel is None else super().kernel_sides()
+    def kernel_sides(self, **state: Tensor) -> tuple[int, int]:
+        if state or self.kernel is not None:
+            return super().kernel_sides(**state)
+        for kernel in self._kernels.values():  # of one size
+            return kernel.shape[-2], kernel.shape[-1]
+        return self.kernel_size, self.kernel_size
 
     def check_image(self, origin: Origin, height: int, width: int) -> None:
         self.check_size(height, width)
@@ -212,4 +217,4 @@ class MotionBlur(Blur):
         if "kernel" not in state:
             return dict(state)
         kernel = prepared("kernel", state["kernel"].cpu().numpy(), self._is_psf, self._say)
-        return {**state, "kernel": as_state([kernel])}
+        return {**state, "kernel": as_state([trimmed(kernel) if self.unknown_border else kernel])}

@@ -54,7 +54,7 @@ class PhysicsOperator(Operator):
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"deepinv's {name} does not take images of {height} x {width}: {reason}") from error
 
-    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+    def image_size(self, measured: Sequence[int], **state: Tensor) -> tuple[int, int]:
         return (measured[-2], measured[-1]) if self._size is None else self._size
 
     def forward(self, x: Tensor, **state: Tensor) -> Tensor:

@@ -23,11 +23,13 @@ class PhaseRetrieval(Operator):
         oversample: from 0 to 16.
     """
 
+    keeps_units = False
+
     def __init__(self, oversample: Annotated[float, number(0, 16)] = 2.0) -> None:
         super().__init__()
         self.pad = int(oversample / 8.0 * 256)
 
-    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+    def image_size(self, measured: Sequence[int], **state: Tensor) -> tuple[int, int]:
         return measured[-2] - 2 * self.pad, measured[-1] - 2 * self.pad
 
     def forward(self, x: Tensor, **state: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class SuperResolution(Operator):
         if self.blur is not None:
             self.blur.check_size(height, width)
 
-    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+    def image_size(self, measured: Sequence[int], **state: Tensor) -> tuple[int, int]:
         return measured[-2] * self.scale_factor, measured[-1] * self.scale_factor
 
     def forward(self, x: Tensor, **state: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Tomography(Operator):
         """The angles in degrees."""
         return np.arange(self.angles) * 180 / self.angles
 
-    def image_size(self, measured: Sequence[int]) -> tuple[int, int]:
+    def image_size(self, measured: Sequence[int], **state: Tensor) -> tuple[int, int]:
         """Return the size of the square image that a sinogram is of, as its detectors tell it."""
         return 2 * (math.floor(measured[-1] / 2**0.5),)
 

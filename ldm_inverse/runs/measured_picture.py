@@ -96,7 +96,7 @@ class MeasuredPicture:
 
     def shown(self, image: Tensor) -> Tensor:
         """Return what is written of a `crop`: all of it; of a measurement that was given, its own part."""
-        return image if self.truth is not None else self.task.operator.inside(image)
+        return image if self.truth is not None else self.task.operator.inside(image, **self.measurement.state)
 
     def pad(self, image: Tensor) -> Tensor:
         """Return an image of the picture's shape, reflected at the bottom and the right to ``padded``."""

@@ -6,7 +6,7 @@ leaves the others as they are.
 
 import gc
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,9 +34,12 @@ class Restoration:
     recorder: Recorder
 
     @property
-    def group(self) -> tuple[tuple[int, ...], int | None, int]:
-        """The key that is equal within a batch: the picture's shape and class, and the steps that are done."""
-        return self.picture.shape, self.picture.label, self.recorder.done
+    def group(self) -> tuple[Hashable, ...]:
+        """The key that is equal within a batch: the picture's shape and class, the shapes of the measurement and its
+        state, and the steps that are done.
+        """
+        measured = ((name, tensor.shape) for name, tensor in self.picture.measurement.tensors().items())
+        return self.picture.shape, self.picture.label, *measured, self.recorder.done
 
 
 class Restorer:

@@ -90,6 +90,34 @@ def test_numbers_are_written_in_many_ways(name, coding, tmp_path):
     assert np.array_equal(read_array(str(tmp_path / "a.txt"), "kernel").array, [[1, 2.5, 3], [4, 5, 6]])
 
 
+SHAPES = {
+    "a column of MATLAB": ("[0.25; 0.5; 0.25]", [[0.25], [0.5], [0.25]]),
+    "a nested column": ("[[0.25],[0.5],[0.25]]", [[0.25], [0.5], [0.25]]),
+    "no decimal comma in brackets": ("[0,1;1,0]", [[0, 1], [1, 0]]),
+    "no decimal comma in nested brackets": ("[[1,2],[3,4]]", [[1, 2], [3, 4]]),
+    "a nested row over two lines": ("[[1, 2,\n  3],\n [4, 5, 6]]", [[1, 2, 3], [4, 5, 6]]),
+    "rows of MATLAB in lines": ("[1 2\n3 4]", [[1, 2], [3, 4]]),
+    "quoted decimal commas": ('"0,1","0,2"\n"0,3","0,4"', [[0.1, 0.2], [0.3, 0.4]]),
+    "quoted decimal commas and semicolons": ('"0,1";"0,2"', [[0.1, 0.2]]),
+    "a separator at the end": ("0,1;0,2;\n0,3;0,4;", [[0.1, 0.2], [0.3, 0.4]]),
+    "a blank row": (",,\n1,2,3", [[1, 2, 3]]),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rows_and_columns_are_those_of_the_text(name, tmp_path):
+    text, expected = SHAPES[name]
+    (tmp_path / "a.csv").write_text(text)
+    assert np.array_equal(read_array(str(tmp_path / "a.csv"), "kernel").array, expected)
+
+
+@pytest.mark.parametrize("text", ["0.1,,0.3\n1,,2", ";0.2;0.3\n;1;2", "1\t\t2\n3\t\t4", '"1",,"2"', "[1,,2]"])
+def test_an_empty_cell_is_not_passed_over(text, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UserError, match="it has an empty cell"):
+        read_array(str(tmp_path / "a.csv"), "kernel")
+
+
 @pytest.mark.parametrize(
     ("choice", "told"),
     [
@@ -135,10 +163,23 @@ BROKEN = {
     "words.mat": lambda path: savemat(path, {"a": "text"}),
     "struct.mat": lambda path: savemat(path, {"a": {"b": "text"}}),
     "vast.mat": lambda path: savemat(path, {"a": csc_matrix((10**6, 10**6))}),
+    "list.pt": lambda path: torch.save([[torch.ones(3, 3), torch.ones(5, 5)]], path),
+    "complex.pt": lambda path: torch.save(torch.ones(3, 3) * 1j, path),
+    "repeated.pt": lambda path: torch.save(torch.zeros(1).expand(100_000, 100_000), path),
     "numpy.pt": lambda path: torch.save(KERNEL, path),
     "nan.csv": lambda path: path.write_text("1,nan"),
     "text.npz": lambda path: path.write_text("a kernel, honestly"),
 }
+
+
+@pytest.mark.parametrize("name", ["two.npz", "nested.pt", "large.mat"])
+def test_what_unpacks_to_too_much_is_refused_before_it_is_read(name, tmp_path, monkeypatch):
+    written(tmp_path)
+    savemat(tmp_path / "large.mat", {"k": np.zeros((3000, 3000))}, do_compression=True)
+    monkeypatch.setattr("data.array_choice.MAX_ENTRIES", 20)
+    monkeypatch.setattr("data.array_choice.CHILD_MEMORY", 1 << 20)
+    with pytest.raises(UserError, match=f"{name}: cannot be read.*its arrays take too much memory"):
+        read_array(str(tmp_path / name), "kernel")
 
 
 @pytest.mark.parametrize("name", BROKEN)

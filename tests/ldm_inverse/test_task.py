@@ -197,6 +197,24 @@ def test_a_sinogram_of_a_picture_from_0_to_1_is_told(caplog):
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("sigma", [0.005, 0.05, 0.2])
+def test_noise_does_not_hide_a_picture_from_0_to_1(sigma, caplog):
+    noise = sigma * torch.randn(IMAGE.shape, generator=torch.Generator().manual_seed(1))
+    task = Task({"name": "noise"}, {"name": "gaussian", "sigma": sigma})
+    task.given(Origin("a", None), {"y": IMAGE + noise})
+    assert not caplog.text
+    task.given(Origin("a", None), {"y": (IMAGE + 1) / 2 + noise})
+    assert "no value is below 0, but for the noise" in caplog.text
+    assert "give measurement.range=[0, 1]" in caplog.text
+
+
+def test_magnitudes_are_not_brought_to_other_units():
+    task = Task({"name": "phase_retrieval"}, {"name": "clean"}, span=(0, 1))
+    y = measure(Task({"name": "phase_retrieval"}, {"name": "clean"})).y
+    with pytest.raises(UserError, match=r"measurement\.range cannot convert these values"):
+        task.given(Origin("a", None), {"y": y})
+
+
 def test_a_sinogram_of_sums_is_refused_with_the_likely_cause():
     task = Task(UNITS["tomography"], {"name": "clean"})
     with pytest.raises(UserError, match="divide the sums along rays.*by the image's longer side"):
