@@ -84,8 +84,11 @@ class Jpeg(Operator):
         ycc = _round(_transform(_round(((x + 1) * 127.5).clamp(0, 255)), TO_YCC))
         luma = self._quantise(ycc[:, :1] - 128, LUMINANCE) + 128
         # As libjpeg, halves of a mean of four go down and up by turns, and so do those of an interpolation.
-        chroma = _round(self._downsample(ycc[:, 1:]), half_goes_up=(self.step == 1, True))
-        chroma = _round(self._upsample(self._quantise(chroma, CHROMINANCE), x), half_goes_up=(True, self.step == 1))
+        # It repeats the last column before it averages, and the last row afterwards.
+        wide = F.pad(ycc[:, 1:], (0, -x.shape[-1] % (BLOCK * self.step), 0, 0), mode="replicate")
+        chroma = _round(self._downsample(wide), half_goes_up=(self.step == 1, True))
+        chroma = self._quantise(chroma, CHROMINANCE)[..., : -(-x.shape[-1] // self.step)]
+        chroma = _round(self._upsample(chroma, x), half_goes_up=(True, self.step == 1))
         return _round(_transform(torch.cat([luma, chroma], dim=1), TO_RGB)).clamp(0, 255) / 127.5 - 1
 
     def _quantise(self, samples: Tensor, table: tuple[int, ...]) -> Tensor:

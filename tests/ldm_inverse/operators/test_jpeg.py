@@ -43,6 +43,15 @@ def test_agrees_with_pillow(name, subsampling, quality, levels):
     assert np.allclose(got, got.round(), atol=1e-9), "8 bits"
 
 
+@pytest.mark.parametrize("width", [70, 74, 90])
+def test_the_last_columns_agree_with_pillow(width):
+    """Where the width is no multiple of 16, the last column is repeated before chroma is averaged."""
+    colours = Image.fromarray(np.random.RandomState(9).randint(0, 256, (8, 13, 3)).astype(np.uint8))
+    pixels = np.asarray(colours.resize((width, 48), Image.Resampling.BICUBIC))
+    got = to_pixels(get_operator("jpeg", quality=10)(to_image(pixels)))
+    assert np.abs(got - np.asarray(pillow(pixels, 10, 420)))[:, -16:].mean() < 0.1
+
+
 @pytest.mark.parametrize("quality", [5, 24, 49, 50, 51, 90, 95])
 def test_the_tables_are_pillows(quality):
     file = pillow(PICTURES["small"], quality, 444)
