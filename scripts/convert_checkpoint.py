@@ -3,7 +3,8 @@
 
 Reads .ckpt, .pt, .pth (nothing in them is run) and .safetensors files of latent diffusion models and of first stages,
 and folders in the diffusers layout. Optimiser states, losses and moving averages stay behind. A damaged file is noticed
-where it has checksums. The new file appears complete or not at all.
+where it has checksums. The new file appears complete or not at all. A folder's configuration, or the YAML of the
+file's name beside it, is written beside the new file as NEW.yaml.
 
 examples:
   python scripts/convert_checkpoint.py models/ldm/model.ckpt models/ldm/model.safetensors
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
     written, left_out = convert(args.source, args.target, args.ema, args.half)
     size = args.target.stat().st_size / 1e6
     print(f"{args.target}: {written} tensors, {size:.1f} MB; {left_out} that only training used were left out")
+    if args.target.with_suffix(".yaml").is_file():
+        print(f"{args.target.with_suffix('.yaml')}: its configuration")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
