@@ -11,7 +11,8 @@
 #
 #   hf CompVis/ldm-celebahq-256           a model of the Hugging Face hub: the needed files, with its licence
 #                                         -> models/hub/CompVis/ldm-celebahq-256, which --model takes by its id
-#   hf someone/models:one.safetensors     one checkpoint of several
+#   hf someone/models:one.safetensors     one checkpoint of several, beside those that are there
+#                                         -> models/hub/someone/models/one.safetensors, which --model takes
 #   hf openai/clip-vit-large-patch14      the tokenizer that Stable Diffusion 1's single files need
 #
 # The models contain their first stages; fetch first stages only for other files that lack them. After an interruption,
@@ -135,22 +136,53 @@ fetch() {
 
 hub_model() { "$python" scripts/hub_model.py "$@"; }
 
+# Whether what is wanted of a model is in its folder $1: the file $2, or all that is needed of it (""). What a folder
+# with a checkpoint alone may lack, only the hub knows.
+is_there() {
+    local name
+    [ -z "$2" ] || { [ -e "$1/$2" ]; return; }
+    for name in model_index.json tokenizer.json vocab.json; do
+        [ ! -e "$1/$name" ] || return 0
+    done
+    return 1
+}
+
+# Moves the files that are named on stdin from one folder to another, last the one by which the model is found.
+move_files() {
+    local from="$1" to="$2" last="$3" name
+    while read -r name; do
+        mkdir -p "$(dirname "$to/$name")"
+        [ "$name" = "$last" ] || mv "$from/$name" "$to/$name" || return 1
+    done
+    [ ! -e "$from/$last" ] || mv "$from/$last" "$to/$last" || return 1
+    find "$from" -type d -empty -delete  # and leave what an interrupted download of another file has left
+}
+
 # A model of the hub, by its id, with a colon and a file of it or without.
 fetch_hub() {
-    local id="${1%%:*}" file=() check=() folder part index listed name
-    case "$1" in *:*) file=(--file "${1#*:}") ;; esac
+    local id="${1%%:*}" wanted="" file=() check=() folder part index listed names name place
+    case "$1" in *:*) wanted="${1#*:}"; file=(--file "$wanted") ;; esac
     folder="$models/hub/$id"
+    place="$folder${wanted:+/$wanted}"
     part="$parts/hub/$id"
     index="$part.json"
-    if [ -e "$folder" ]; then
-        say "$id is there already: $folder"
+    if is_there "$folder" "$wanted"; then
+        say "$1 is there already: $place"
         return 0
     fi
     mkdir -p "$part"
     rm -f "$index"
     download "$hub/api/models/$id?blobs=true" "$index" false || return 1
     listed=$(hub_model list "$index" "${file[@]}") || { say "$id cannot be taken"; return 1; }
-    say "$id: licence $(sed -n 2p <<<"$listed"); $(sed 1,2d <<<"$listed" | wc -l) files"
+    names=$(sed 1,2d <<<"$listed")
+    if [ -d "$folder" ] && hub_model check "$index" "${file[@]}" --folder "$folder" 2>/dev/null; then
+        say "$1 is there already: $place"
+        find "$part" -type d -empty -delete
+        rm -f "$index"
+        rmdir -p "$(dirname "$part")" 2>/dev/null || true
+        return 0
+    fi
+    say "$id: licence $(sed -n 2p <<<"$listed"); $(wc -l <<<"$names") files"
     if "$python" -c 'import huggingface_hub' 2>/dev/null; then
         hub_model fetch "$index" "${file[@]}" --model "$id" --folder "$part" --endpoint "$hub" ||
             { say "$id: huggingface_hub could not fetch it; the same command goes on"; return 1; }
@@ -166,14 +198,19 @@ fetch_hub() {
                 say "$name was thrown away; run the same command to fetch it anew"
                 return 1
             fi
-        done < <(sed 1,2d <<<"$listed")
+        done <<<"$names"
     fi
     hub_model check "$index" "${file[@]}" --folder "$part" || { rm -rf "$part"; return 1; }
-    mkdir -p "$(dirname "$folder")"
-    mv "$part" "$folder"
+    move_files "$part" "$folder" "${wanted:-model_index.json}" <<<"$names" || return 1
     rm -f "$index"
     rmdir -p "$(dirname "$part")" 2>/dev/null || true
-    say "$id: $folder (--model $id)"
+    if [ -n "$wanted" ]; then
+        say "$1: $place (--model $place)"
+    elif grep -qE '^model_index\.json$|\.(safetensors|ckpt|pt|pth)$|\.index\..*json$' <<<"$names"; then
+        say "$id: $folder (--model $id)"
+    else
+        say "$id: $folder"
+    fi
 }
 
 progress=(--silent --show-error)

@@ -16,8 +16,14 @@ from typing import Any
 PARTS = ("unet", "vqvae", "vae", "scheduler", "text_encoder", "tokenizer")  # of a pipeline; all others are not used
 TOKENIZER = re.compile(r"(tokenizer|tokenizer_config|vocab|special_tokens_map)\.json|merges\.txt")
 PAPERS = re.compile(r"(licen[cs]e|readme|notice)[^/]*", re.IGNORECASE)
-WEIGHTS = r"(?:diffusion_pytorch_model|model|pytorch_model)"
+# What the weights of the parts that have some are called, and the words in such names that tell a precision, in the
+# order in which ldm/checkpoints/diffusers.py looks for them.
+WEIGHTS = dict.fromkeys(("unet", "vqvae", "vae"), ("diffusion_pytorch_model",))
+WEIGHTS["text_encoder"] = ("model", "pytorch_model")
+PRECISIONS = ("", "fp32", "fp16", "bf16")
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth")
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")
+INDEX = re.compile(r"(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?P<word>\.\w+)?\.json")  # of shards
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 
 
@@ -36,31 +42,66 @@ def needed(names: Iterable[str], wanted: str | None = None) -> list[str]:
     if wanted:
         if wanted not in names:
             raise ValueError(f"it has no file {wanted!a}")
-        return [*papers, wanted]
+        return [*papers, *_with_shards(wanted, names)]
     if "model_index.json" in names:
         return [*papers, "model_index.json", *(name for part in PARTS for name in _of_part(part, names))]
     if tokenizer := [name for name in names if TOKENIZER.fullmatch(name)]:
         return [*papers, *tokenizer]
-    found = [name for name in names if "/" not in name and name.endswith(CHECKPOINTS)]
+    whole = [name for name in names if name.endswith(CHECKPOINTS) and not SHARD.fullmatch(name)]
+    found = [name for name in names if "/" not in name and (name in whole or INDEX.fullmatch(name))]
     if len(found) != 1:
         several = (
             f"several models: ask for one as ID:FILE ({', '.join(found[:8])})" if found else "no model that can be used"
         )
         raise ValueError(f"it has {several}")
-    return [*papers, *found]
+    return [*papers, *_with_shards(found[0], names)]
 
 
 def _of_part(part: str, names: list[str]) -> list[str]:
-    """The settings of a part of a pipeline and one form of its weights: safetensors before .bin, whole before half."""
-    own = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
+    """The settings of a part of a pipeline and one form of its weights: whole before half, safetensors before .bin.
+
+    Raises:
+        ValueError: it has none that can be read.
+    """
+    own = [name for name in names if name.startswith(f"{part}/")]
     texts = [name for name in own if re.fullmatch(r"(?!.*index).*\.(json|txt)", name)]
-    for variant in ("", r"\.fp16"):
-        for suffix in ("safetensors", "bin"):
-            form = rf"{WEIGHTS}{variant}(-\d+-of-\d+)?\.{suffix}|{WEIGHTS}\.{suffix}\.index{variant}\.json"
-            files = [name for name in own if re.fullmatch(form, name)]
-            if files:
-                return [f"{part}/{name}" for name in texts + files]
-    return [f"{part}/{name}" for name in texts]
+    if part not in WEIGHTS or not (own or part == "unet"):
+        return texts
+    for word in PRECISIONS:
+        for stem in WEIGHTS[part]:
+            for suffix in ("safetensors", "bin"):
+                forms = (stem, word, suffix), (stem, suffix, "index", word, "json")
+                for form in forms:
+                    name = f"{part}/{'.'.join(filter(None, form))}"
+                    if name in own:
+                        return [*texts, *_with_shards(name, names)]
+    known = f"{WEIGHTS[part][0]}.safetensors or .bin, in shards with an index, or with {', '.join(PRECISIONS[1:])}"
+    raise ValueError(f"it has no weights in {part}/ that can be used ({known})")
+
+
+def _with_shards(wanted: str, names: list[str]) -> list[str]:
+    """A checkpoint with the files that belong to it: an index lists shards, and a shard is part of them all.
+
+    Raises:
+        ValueError: shards or their index are missing.
+    """
+    if shard := SHARD.fullmatch(wanted):
+        indices = [name for name in names if _stem(name) == shard.groups()]
+        if not indices:
+            raise ValueError(f"it has no index of the shards of {wanted!a}")
+        wanted = indices[0]
+    if not _stem(wanted):
+        return [wanted]
+    shards = [name for name in names if (shard := SHARD.fullmatch(name)) and shard.groups() == _stem(wanted)]
+    if not shards:
+        raise ValueError(f"it has no shards of {wanted!a}")
+    return [*shards, wanted]
+
+
+def _stem(name: str) -> tuple[str, str] | None:
+    """What the shards of an index are called, before their numbers and behind; None for another file."""
+    index = INDEX.fullmatch(name)
+    return (index["stem"] + (index["word"] or ""), index["suffix"]) if index else None
 
 
 def listing(index: dict[str, Any], wanted: str | None) -> list[tuple[str, int, str]]:

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from ldm.checkpoints.diffusers import weight_files
 from ldm.checkpoints.places import resolve_model
 from scripts.hub_model import needed
 from tests.download import LocalServer, download, files
@@ -211,6 +212,56 @@ def test_an_id_that_is_not_there(run, tmp_path):
     assert not (tmp_path / "models" / "hub").exists()
 
 
+PAPERS = {name: FILES[name] for name in ("README.md", "LICENSE")}
+SINGLE = PAPERS | {name: content(2000, name) for name in ("one.safetensors", "two.ckpt", "sub/three.safetensors")}
+
+
+def test_one_checkpoint_after_the_other(run, hub, tmp_path):
+    hub.files = hub.sent = SINGLE
+    folder, there = tmp_path / "models" / "hub" / ID, dict(PAPERS)
+    for name in ("one.safetensors", "two.ckpt", "sub/three.safetensors"):
+        status, messages = run(f"{ID}:{name}")
+        assert status == 0, messages
+        there[name] = SINGLE[name]
+        assert files(tmp_path) == {f"hub/{ID}/{one}": body for one, body in there.items()}
+        assert f"(--model {folder / name})" in messages
+        assert resolve_model(folder / name) == folder / name
+    before = len(hub.asked)
+    status, messages = run(f"{ID}:two.ckpt")
+    assert (status, len(hub.asked)) == (0, before)
+    assert f"there already: {folder / 'two.ckpt'}" in messages
+
+
+def test_a_whole_model_beside_a_checkpoint_of_its_repository(run, hub, tmp_path):
+    hub.files = hub.sent = FILES | SINGLE
+    assert run(f"{ID}:one.safetensors")[0] == 0
+    status, messages = run(ID)
+    assert status == 0, messages
+    assert files(tmp_path) == WHOLE | {f"hub/{ID}/one.safetensors": SINGLE["one.safetensors"]}
+    assert f"(--model {ID})" in messages
+
+
+def test_the_only_checkpoint_of_a_repository_is_there_by_either_name(run, hub, tmp_path):
+    hub.files = hub.sent = {"one.safetensors": SINGLE["one.safetensors"]}
+    assert run(f"{ID}:one.safetensors")[0] == 0
+    status, messages = run(ID)
+    assert (status, len(hub.asked)) == (0, 1)
+    assert "there already" in messages
+    assert files(tmp_path) == {f"hub/{ID}/one.safetensors": SINGLE["one.safetensors"]}
+
+
+def test_what_is_left_of_another_download_is_not_taken_for_a_model(run, hub, tmp_path):
+    hub.files = hub.sent = SINGLE
+    part = tmp_path / "models" / ".downloads" / "hub" / ID / "two.ckpt"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(SINGLE["two.ckpt"][:500])
+    assert run(f"{ID}:one.safetensors")[0] == 0
+    assert not (tmp_path / "models" / "hub" / ID / "two.ckpt").exists()
+    assert run(f"{ID}:two.ckpt")[0] == 0
+    assert ("two.ckpt", "bytes=500-") in hub.asked
+    assert (tmp_path / "models" / "hub" / ID / "two.ckpt").read_bytes() == SINGLE["two.ckpt"]
+
+
 def test_which_files_are_needed():
     single = ["README.md", "sd-v1-4.ckpt", "sd-v1-4-full-ema.ckpt"]
     with pytest.raises(
@@ -229,3 +280,64 @@ def test_which_files_are_needed():
     assert set(needed(repository)) == wanted
     with pytest.raises(ValueError, match="no model that can be used"):
         needed(["README.md", "model.onnx"])
+
+
+PIPELINE = ["model_index.json", "unet/config.json", "vae/config.json"]
+
+
+@pytest.mark.parametrize("word", ["", ".fp32", ".fp16", ".bf16"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_of_every_precision_that_the_loader_reads_are_needed(word, suffix):
+    weights = [f"unet/diffusion_pytorch_model{word}.{suffix}", f"vae/diffusion_pytorch_model.fp16.{suffix}"]
+    others = ["unet/diffusion_pytorch_model.ema.safetensors", "unet/model.safetensors"]
+    assert set(needed([*PIPELINE, *weights, *others])) == {*PIPELINE, *weights}
+
+
+def test_the_first_precision_is_that_of_the_loader(tmp_path):
+    names = [f"diffusion_pytorch_model{word}.{suffix}"
+             for word in (".bf16", ".fp16", ".fp32", "") for suffix in ("bin", "safetensors")]  # fmt: skip
+    for name in names:
+        (tmp_path / name).touch()
+    while names:
+        (path,) = weight_files(tmp_path, ("diffusion_pytorch_model",))
+        assert f"unet/{path.name}" in needed(["model_index.json", *(f"unet/{name}" for name in names)])
+        names.remove(path.name)
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["model_index.json", "vae/diffusion_pytorch_model.bin"], "unet"),
+        ([*PIPELINE, "unet/diffusion_pytorch_model.bin", "vae/diffusion_flax_model.msgpack"], "vae"),
+        ([*PIPELINE, "unet/diffusion_pytorch_model.non_ema.bin", "vae/diffusion_pytorch_model.bin"], "unet"),
+        ([*PIPELINE, "unet/diffusion_pytorch_model-00001-of-00002.bin"], "unet"),
+    ],
+)
+def test_a_part_without_weights_is_told_before_anything_is_fetched(names, part):
+    with pytest.raises(ValueError, match=f"it has no weights in {part}/ that can be used"):
+        needed(names)
+
+
+@pytest.mark.parametrize(
+    ("index", "stem"),
+    [
+        ("model.safetensors.index.json", "model"),
+        ("pytorch_model.bin.index.json", "pytorch_model"),
+        ("model.safetensors.index.fp16.json", "model.fp16"),
+        ("model.fp16.safetensors.index.json", "model.fp16"),
+    ],
+)
+def test_an_index_is_one_checkpoint_with_its_shards(index, stem):
+    suffix = "bin" if ".bin" in index else "safetensors"
+    shards = [f"{stem}-0000{n}-of-00002.{suffix}" for n in (1, 2)]
+    names = ["README.md", *shards, index, "config.json", f"other-00001-of-00001.{suffix}"]
+    wanted = ["README.md", *shards, index]
+    assert needed(names) == needed(names, index) == needed(names, shards[1]) == wanted
+    with pytest.raises(ValueError, match=f"several models: .*{index}, one.ckpt"):
+        needed([*names, "one.ckpt"])
+    for less in ({*names} - {*shards}, {*names} - {index}):
+        with pytest.raises(ValueError, match="no shards of|no model that can be used"):
+            needed(less)
+        with pytest.raises(ValueError, match="no shards of|no index of the shards"):
+            needed(less, (less & {index, *shards}).pop())
