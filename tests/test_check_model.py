@@ -8,13 +8,18 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ldm.models.diffusion.summary import summary
+from model_loader import build_model
 from scripts.check_model import main
 from scripts.model_checks import verdicts
-from tests.tiny import write_model, write_pictures
+from tests.diffusers_folder import write_folder
+from tests.tiny import family, write_model, write_pictures
+from util.yaml import load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "latent-diffusion" / "demo-ldm-vq-4.yaml"
 WEIGHTS = ROOT / "models" / "demo" / "model.safetensors"
+FILE = "diffusion_pytorch_model.safetensors"
 FEW = ["--limit", "3", "--samples", "2", "--steps", "5", "--device", "cpu"]
 
 
@@ -23,7 +28,8 @@ def check(tmp_path, capsys):
     """Check a model; gives the status and what is said about each thing."""
 
     def check(config, weights, *extra):
-        words = ["--ldm_config", config, "--diffusion_config", weights, "--save_dir", tmp_path / "out", *FEW, *extra]
+        given = [] if config is None else ["--ldm_config", config]
+        words = [*given, "--diffusion_config", weights, "--save_dir", tmp_path / "out", *FEW, *extra]
         status = main([*map(str, words)])
         out, err = capsys.readouterr()
         assert status != 2, err
@@ -104,6 +110,76 @@ def test_the_moving_average_is_compared(check, tmp_path):
     _, said = check(config, weights, "--data", pictures)
     assert said["average"].startswith("10.0% from the raw weights")
     assert f"{len(averages) + 1} ignored (model_ema {len(averages) + 1})" in said["tensors"]
+
+
+@pytest.mark.parametrize("where", ["ema", "model_ema", "unet_ema", "use_ema", "non_ema"])
+def test_the_moving_average_is_found_wherever_the_loader_finds_it(where, check, tmp_path):
+    config, weights = write_model(tmp_path, family(use_ema=where == "use_ema"))
+    pictures = write_pictures(tmp_path / "pictures", ["a.png", "b.png"])
+    words = [config, weights.with_suffix(".ckpt")]
+    tensors = load_file(weights)
+    averaged = {name: 1.1 * tensor if name.startswith("model.") else tensor for name, tensor in tensors.items()}
+    if where in ("unet_ema", "non_ema"):
+        folder = write_folder(tmp_path / "folder", "vq")
+        unet, plain = load_file(folder / "unet" / FILE), {"unet_ema": 1.1, "non_ema": 1 / 1.1}[where]
+        other = folder / "unet_ema" / FILE if where == "unet_ema" else folder / "unet" / FILE.replace(".", ".non_ema.")
+        other.parent.mkdir(exist_ok=True)
+        save_file({name: plain * tensor for name, tensor in unet.items()}, other)
+        words = [None, folder]
+    elif where == "use_ema":
+        names = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in tensors}
+        torch.save(tensors | {names[name]: averaged[name] for name in tensors if name.startswith("model.")}, words[1])
+    else:
+        torch.save({"state_dict": tensors, where: averaged}, words[1])
+    _, said = check(*words, "--data", pictures)
+    assert said["average"].startswith("10.0% from the raw weights")
+
+
+def test_an_average_that_is_not_whole_or_not_beside_the_weights_is_told(check, tmp_path):
+    config, weights = write_model(tmp_path)
+    pictures = write_pictures(tmp_path / "pictures", ["a.png", "b.png"])
+    tensors = load_file(weights)
+    save_file(tensors | {"model_ema.decay": torch.tensor(0.5)}, weights)
+    _, said = check(config, weights, "--data", pictures)
+    assert "holds no complete moving average of the weights (that of model.diffusion_model." in said["average"]
+    torch.save({"ema": tensors}, tmp_path / "average.ckpt")
+    _, said = check(config, tmp_path / "average.ckpt", "--data", pictures)
+    assert said["average"] == "the weights are the average, or equal to it"
+
+
+def test_prefixed_tensors_are_counted_as_taken(check, tmp_path):
+    config, weights = write_model(tmp_path)
+    pictures = write_pictures(tmp_path / "pictures", ["a.png", "b.png"])
+    tensors = load_file(weights)
+    _, said = check(config, weights, "--data", pictures)
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "prefixed.safetensors")
+    _, prefixed = check(config, tmp_path / "prefixed.safetensors", "--data", pictures)
+    assert prefixed["tensors"] == said["tensors"]
+    assert f"{len(tensors)} matched, 0 ignored" in said["tensors"]
+
+
+def test_a_first_stage_from_a_file_of_its_own_was_not_computed(check, tmp_path):
+    config, weights = write_model(tmp_path)
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["params"]["first_stage_config"]["params"]["ckpt_path"] = str(tmp_path / "first.ckpt")
+    config.write_text(yaml.safe_dump(settings))
+    tensors = load_file(weights)
+    first = [name for name in tensors if name.startswith("first_stage_model.")]
+    torch.save({name: tensors[name] for name in first}, tmp_path / "first.ckpt")
+    save_file({name: tensor for name, tensor in tensors.items() if name not in first}, weights)
+    pictures = write_pictures(tmp_path / "pictures", ["a.png", "b.png"])
+    _, said = check(config, weights, "--data", pictures)
+    assert said["tensors"].endswith(f"0 that it lacks were computed, {len(first)} came from the first stage's own file")
+
+
+def test_the_scale_factor_is_that_of_the_file(check, tmp_path):
+    config, weights = write_model(tmp_path, family(scale_by_std=True))
+    save_file(load_file(weights) | {"scale_factor": torch.tensor(0.2277)}, weights)
+    pictures = write_pictures(tmp_path / "pictures", ["a.png", "b.png"])
+    _, said = check(config, weights, "--data", pictures)
+    assert "; scale factor 0.2277; the UNet" in said["all"]
+    without_weights = "\n".join(summary(build_model(load_yaml(config))))
+    assert "; scale factor of the checkpoint; the UNet" in without_weights
 
 
 def test_verdicts_at_their_limits():

@@ -16,8 +16,8 @@ from torchvision.utils import make_grid
 
 from data.dataloader import get_dataset
 from ldm.checkpoints.digest import checkpoint_sha256
-from ldm.checkpoints.fitting import unused_tensors
-from ldm.checkpoints.reading import StoredTensor
+from ldm.checkpoints.fitting import FIRST_STAGE, own_names, unused_tensors
+from ldm.checkpoints.reading import AVERAGES, StoredTensor
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.guidance import NULL_CLASS, guidance
 from ldm.models.diffusion.summary import summary
@@ -65,7 +65,7 @@ class Check:
         model = self.load()
         images = self.pictures(model)
         conditions = self.guidance(model, self.samples)
-        stored = read_weights(self.path)
+        stored = own_names(model, read_weights(self.path), self.path)
         print(printable("\n".join(self.describe(model, stored))), flush=True)
         trip = measures.round_trip(model, images)
         found = [verdicts.on_round_trip(trip.psnr)]
@@ -77,20 +77,39 @@ class Check:
         rescaled = self.relative_error(model, trip.latents * ratio)
         found += verdicts.on_prior(error, rescaled, ratio, float(model.scale_factor))
         rows = {"pictures": images, "round trip": trip.decoded, "samples": model.decode_first_stage(samples).cpu()}
-        if any(name.startswith("model_ema.") for name in stored):
-            average = self.load(use_ema=True)
-            averaged = self.relative_error(average, trip.latents)
-            found.append(verdicts.on_average(measures.distance(model, average), error, averaged))
-            samples = measures.sample(average, self.samples, self.steps, self.seed, conditions)
-            rows["samples of\nthe average"] = average.decode_first_stage(samples).cpu()
+        average = self.average(model, stored)
+        if isinstance(average, str):
+            found.append(verdicts.Verdict("average", average))
         else:
-            found.append(verdicts.Verdict("average", "the file holds no moving average"))
+            raw, averaged = average
+            errors = [error if one is model else self.relative_error(one, trip.latents) for one in average]
+            found.append(verdicts.on_average(measures.distance(raw, averaged), *errors))
+            other, kind = (averaged, "average") if raw is model else (raw, "raw weights")
+            samples = measures.sample(other, self.samples, self.steps, self.seed, conditions)
+            rows[f"samples of\nthe {kind}"] = other.decode_first_stage(samples).cpu()
         write_sheet(self.save_dir / "sheet.png", {name: torch.nan_to_num(row) for name, row in rows.items()})
         return self.tell(found)
 
     def load(self, use_ema: bool | None = None) -> LatentDiffusion:
         """Load the model, or the one of the averaged weights."""
         return get_model(self.ldm_config, self.path, self.device, self.gpu, use_ema=use_ema)
+
+    def average(
+        self, model: LatentDiffusion, stored: Mapping[str, StoredTensor]
+    ) -> tuple[LatentDiffusion, LatentDiffusion] | str:
+        """Return the models of the raw and of the averaged weights, of which one is the model itself; or in words why
+        there are not both.
+        """
+        try:
+            read_weights(self.path, use_ema=True)
+        except UserError as error:
+            partly = any(name.partition(".")[0] in AVERAGES for name in stored)
+            return str(error) if partly else "the file holds no moving average"
+        averaged = self.load(use_ema=True)
+        if measures.distance(model, averaged):
+            return model, averaged
+        raw = self.load(use_ema=False)  # a configuration, or a folder, may take the average by itself
+        return (raw, model) if measures.distance(raw, model) else "the weights are the average, or equal to it"
 
     def pictures(self, model: LatentDiffusion) -> Tensor:
         """Return pictures (N, C, side, side) in [-1, 1], cropped where they have another size than the model's.
@@ -119,7 +138,10 @@ class Check:
 
     def describe(self, model: LatentDiffusion, stored: Mapping[str, StoredTensor]) -> list[str]:
         """Return what the model is, how large, and what of its file was taken."""
-        taken = [name for name in model.state_dict() if name in stored]
+        lacks = [name for name in model.state_dict() if name not in stored]
+        taken = len(model.state_dict()) - len(lacks)
+        separate = sum(name.startswith(FIRST_STAGE) for name in lacks)
+        elsewhere = f", {separate} came from the first stage's own file" if separate else ""
         left = unused_tensors(model, stored)
         ignored = f" ({', '.join(f'{group} {count}' for group, count in left.most_common(6))})" if left else ""
         files = [self.path] if self.path.is_file() else [path for path in self.path.rglob("*") if path.is_file()]
@@ -129,8 +151,8 @@ class Check:
             f"{self.path}, {size:.1f} MB, {source}:",
             f"SHA-256 {checkpoint_sha256(self.path)}",
             *summary(model),
-            f"tensors of the file: {len(taken)} matched, {left.total()} ignored{ignored}; "
-            f"{len(model.state_dict()) - len(taken)} that it lacks were computed",
+            f"tensors of the file: {taken} matched, {left.total()} ignored{ignored}; "
+            f"{len(lacks) - separate} that it lacks were computed{elsewhere}",
         ]
 
     def tell(self, found: Sequence[verdicts.Verdict]) -> int:
