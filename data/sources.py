@@ -1,5 +1,6 @@
 """Where pictures lie: in folders, in files of one or more frames, in lists and in zip archives. Imports no torch."""
 
+import lzma
 import os
 import zipfile
 import zlib
@@ -15,6 +16,11 @@ from data.picture_list import read_list
 from data.picture_names import below, picture_names
 from util.errors import UserError
 
+# What reading a member of a damaged or encrypted zip archive may raise.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError),
+    *(KeyError, NotImplementedError, RuntimeError),
+)
 Frames = Literal["first", "all"]
 
 
@@ -237,5 +243,5 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
         if archive.getinfo(name).file_size > MAX_BYTES:
             raise UserError(f"{shown} is larger than a picture may be ({MAX_BYTES:,} bytes)")
         return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{shown} cannot be read: {error}") from error

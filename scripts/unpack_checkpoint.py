@@ -7,11 +7,13 @@ The checkpoint appears complete or not at all. Only the standard library is used
 
 import argparse
 import contextlib
+import lzma
 import os
 import shutil
 import stat
 import sys
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 
@@ -34,10 +36,22 @@ def check(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     found = [m for m in archive.infolist() if PurePosixPath(m.filename).name == "model.ckpt" and not m.is_dir()]
     if len(found) != 1:
         raise ValueError(f"it holds {len(found)} files named model.ckpt, and should hold one")
-    damaged = archive.testzip()
+    damaged = _first_damaged(archive)
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged!a} is wrong")
     return found[0]
+
+
+def _first_damaged(archive: zipfile.ZipFile) -> str | None:
+    """Return the first member whose checksum is wrong; raises ValueError for one that cannot even be unpacked."""
+    try:
+        return archive.testzip()
+    except (zlib.error, lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"it is damaged: {error}") from error
+    except OSError as error:
+        if error.errno is not None:  # of the disk; bzip2 has no exception of its own
+            raise
+        raise ValueError(f"it is damaged: {error}") from error
 
 
 def unpack(path: Path, target: Path | None) -> None:

@@ -190,6 +190,17 @@ def damaged(content):
     return content[:50_000] + bytes(reversed(content[50_000:50_100])) + content[50_100:]
 
 
+def torn(method):
+    """An archive whose member is compressed and cannot be unpacked."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        file.writestr("model.ckpt", CHECKPOINT)
+        start, size = 30 + len("model.ckpt"), file.getinfo("model.ckpt").compress_size
+    content = bytearray(buffer.getvalue())
+    content[start + 20 : start + size] = b"\xff" * (size - 20)
+    return bytes(content)
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -202,6 +213,10 @@ def damaged(content):
         (archive(("readme", b"x")), "0 files named model.ckpt"),
         (archive(("a/model.ckpt", b"x"), ("b/model.ckpt", b"x")), "2 files named model.ckpt"),
         (damaged(GOOD), "checksum"),
+        *(
+            (torn(method), "refused: it is damaged")
+            for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+        ),
         (GOOD[:-100], "not a zip"),
         (b"nothing of the kind", "not a zip"),
     ],

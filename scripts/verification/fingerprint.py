@@ -65,7 +65,11 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
         if not all(isinstance(found[key], dict) for key in ("settings", "images", "checkpoint", "versions")):
             raise TypeError("no fingerprint of a run")
         for image in found["images"].values():
-            _ = [float(number) for number in (*image["measurement"], *image["restoration"])]
+            pairs = [image["measurement"], image["restoration"], *image["estimates"].values()]
+            numbers = [number for mean, deviation in pairs for number in (mean, deviation)]
+            numbers += [image[key] for key in ("psnr", "ssim") if key in image]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise TypeError("text in place of a number")
             _ = [(step, stage, float(last or 0)) for step, stage, _, _, last in image["events"]]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -244,6 +244,20 @@ def test_broken_archives_are_refused_in_a_line(archive, tmp_path):
         check_picture(sources[f"{tmp_path / 'torn.zip'}:z/a.png"])
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compressed_member_that_cannot_be_unpacked_is_refused_in_a_line(method, tmp_path):
+    picture = np.random.RandomState(0).bytes(500)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", method) as archive:
+        archive.writestr("a.png", picture)
+        size = archive.getinfo("a.png").compress_size
+    content = bytearray((tmp_path / "set.zip").read_bytes())
+    start = 30 + len("a.png")
+    content[start + 20 : start + size] = b"\xff" * (size - 20)
+    (tmp_path / "set.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"set\.zip.*a\.png.*cannot be read"):
+        check_picture(find_pictures(tmp_path / "set.zip")[0].source)
+
+
 def test_a_member_that_declares_too_much_is_not_unpacked(archive, monkeypatch):
     monkeypatch.setattr("data.sources.MAX_BYTES", 10)
     with pytest.raises(UserError, match="larger than a picture may be"):

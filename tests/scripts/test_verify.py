@@ -156,3 +156,25 @@ def test_what_is_no_fingerprint_is_refused(content, tmp_path, capsys):
     path.write_text(content)
     assert verify.main(["--compare", str(path), str(path)]) == 2
     assert "is not a fingerprint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("estimates", None),
+        ("estimates", {"0001": [0.5]}),
+        ("estimates", {"0001": ["a", "b"]}),
+        ("measurement", [0.1, 0.2, 0.3]),
+        ("psnr", None),
+    ],
+)
+def test_a_fingerprint_that_lacks_a_part_is_refused(key, value, done, tmp_path, capsys):
+    whole = done[0] / "fingerprint.json"
+    found = json.loads(whole.read_text())
+    image = found["images"]["a_png"]
+    image[key] = value
+    if value is None and key == "estimates":
+        del image[key]
+    (tmp_path / "f.json").write_text(json.dumps(found))
+    assert verify.main(["--compare", str(whole), str(tmp_path / "f.json")]) == 2
+    assert "is not a fingerprint" in capsys.readouterr().err
