@@ -18,8 +18,10 @@ TOKENIZER = re.compile(r"(tokenizer|tokenizer_config|vocab|special_tokens_map)\.
 PAPERS = re.compile(r"(licen[cs]e|readme|notice)[^/]*", re.IGNORECASE)
 # What the weights of the parts that have some are called, and the words in such names that tell a precision, in the
 # order in which ldm/checkpoints/diffusers.py looks for them.
-WEIGHTS = dict.fromkeys(("unet", "vqvae", "vae"), ("diffusion_pytorch_model",))
-WEIGHTS["text_encoder"] = ("model", "pytorch_model")
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("unet", "vqvae", "vae"), ("diffusion_pytorch_model",)),
+    "text_encoder": ("model", "pytorch_model"),
+}
 PRECISIONS = ("", "fp32", "fp16", "bf16")
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth")
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")
