@@ -24,7 +24,7 @@ def test_both_stages_give_weights_that_the_command_loads(tmp_path, capsys):
     config, data = training_config(tmp_path), write_pictures(tmp_path / "pictures", [f"{i}.png" for i in range(6)])
     first, prior, more = (tmp_path / name for name in ("first", "prior", "more"))
     common = ("--config", config, "--data", data)
-    train("--stage", "autoencoder", *common, "--max_minutes", 0.03, "--out", first)
+    train("--stage", "autoencoder", *common, "--max_steps", 20, "--out", first)
     assert "round-trip PSNR" in capsys.readouterr().out
     given = ("--first_stage", first / "weights.safetensors")
     train("--stage", "diffusion", *common, "--max_steps", 2, "--out", prior, *given)
