@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -18,8 +19,31 @@ _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile: the mode 
 _SAME = 1  # levels of 255; profiles of sRGB differ by this from one another
 
 
-def to_srgb(image: Image.Image, say: Say) -> Image.Image:
-    """Return a decoded picture of 8 bits as sRGB on white, mode ``L`` or ``RGB``.
+class Straight(NamedTuple):
+    """A picture's own colours, and how much of each pixel they cover.
+
+    Attributes:
+        pixels: sRGB, (H, W, C) with C of 1 or 3: uint8, or float64 with black at -1 and white at 1.
+        alpha: (H, W) from 0 (transparent) to 1; None where all is opaque.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+
+
+def over_white(picture: Straight, say: Say) -> np.ndarray:
+    """Return a picture's pixels with the transparent ones laid over white."""
+    pixels, alpha = picture
+    if alpha is None:
+        return pixels
+    say(logging.INFO, "its transparent parts are laid over white")
+    white = 255 if pixels.dtype == np.uint8 else 1
+    laid = pixels * alpha[..., None] + white * (1 - alpha[..., None])
+    return np.rint(laid).astype(np.uint8) if pixels.dtype == np.uint8 else laid
+
+
+def to_srgb(image: Image.Image, say: Say) -> Straight:
+    """Return a decoded picture of 8 bits as sRGB.
 
     An embedded profile is heeded (littleCMS, perceptual intent); CMYK without one is converted as Pillow does.
     """
@@ -33,10 +57,10 @@ def to_srgb(image: Image.Image, say: Say) -> Image.Image:
         image = _managed(image, profile, say)
     if image.mode == "CMYK":
         image = image.convert("RGB")
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
     if alpha is None or alpha.getextrema() == (255, 255):
-        return image
-    say(logging.INFO, "its transparent parts are laid over white")
-    return Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
+        return Straight(pixels)
+    return Straight(pixels, np.asarray(alpha) / 255)
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.colour import Say, managed_values
+from data.colour import Say, Straight, managed_values
 from util.errors import UserError
 from util.settings import Span
 
@@ -51,8 +51,8 @@ def span_of(dtype: np.dtype) -> Span | None:
     return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" and dtype.itemsize <= 2 else None
 
 
-def to_range(picture: DeepPicture, span: Span | None, say: Say) -> np.ndarray:
-    """Return a picture's sRGB values over white, (H, W, C), float64: black is -1 and white 1.
+def to_range(picture: DeepPicture, span: Span | None, say: Say) -> Straight:
+    """Return a picture as sRGB, float64: black is -1 and white 1.
 
     Args:
         span: the values of black and white, instead of what the file says. Floats outside it are kept, beyond [-1, 1].
@@ -71,13 +71,12 @@ def to_range(picture: DeepPicture, span: Span | None, say: Say) -> np.ndarray:
     if span is None and not picture.bits_are_told:
         warn_of_unused_bits(picture.values, say)
     unit = (values - low) / (high - low)
+    alpha = None if picture.alpha is None or picture.alpha.min() >= 1 else picture.alpha
+    if alpha is not None and picture.is_premultiplied:  # before the profile, which is not linear
+        unit = np.divide(unit, alpha[..., None], out=np.zeros_like(unit), where=alpha[..., None] > 0)
     if picture.profile is not None:
         unit = managed_values(unit, picture.profile, say)
-    if picture.alpha is not None and picture.alpha.min() < 1:
-        alpha = picture.alpha[..., None]
-        unit = unit * (1 if picture.is_premultiplied else alpha) + (1 - alpha)
-        say(logging.INFO, "its transparent parts are laid over white")
-    return unit * 2 - 1
+    return Straight(unit * 2 - 1, alpha)
 
 
 def _guessed(values: np.ndarray, say: Say) -> Span:

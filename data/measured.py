@@ -13,19 +13,20 @@ from data.dataloader import to_tensor
 from data.deep_pictures import span_of, warn_of_unused_bits
 from data.named_pictures import NamedPictures
 from data.picture_files import SUFFIXES
-from data.pictures import MIN_SIDE, read_pixels
+from data.pictures import MIN_SIDE, read_straight
 from data.sources import Frames, Source, find_pictures, source_of
 from util.errors import UserError
 from util.logging import LOGGER, SayOnce
 from util.settings import Span
 
 MADE_BY = "made_by"  # the remark in the header of a measurement that a run has written
+ALPHA = "alpha channel"  # beside y; no operator's state is called that, since those are keywords
 
 
 class MeasuredFolder(NamedPictures):
     """The measurements below a folder, or one: pictures, .npy and .safetensors files.
 
-    Pictures are read as all are (`read_pixels`). An array is (H, W), (C, H, W) or (H, W, C) with C of 1 or 3, with or
+    Pictures are read as all are (`read_straight`). An array is (H, W), (C, H, W) or (H, W, C) with C of 1 or 3, with or
     without a batch of one, or whatever else the operator's measurements are without the batch. Unsigned whole numbers
     span the range of their type (255 or 65535 is white, 0 black), bool is black and white, and other numbers are taken
     as they are: those of a picture in [-1, 1], with noise beyond. A .safetensors file holds one array, or the
@@ -64,6 +65,9 @@ class MeasuredFolder(NamedPictures):
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return ``y`` (1, ...) and the operator's state, where there is any, of a name: float32.
 
+        Of a picture with transparency ``y`` is its own colours, and `ALPHA` (1, 1, H, W) is from 0 (transparent) to 1:
+        the operator decides whether that is its mask, or the colours are laid over white.
+
         Raises:
             UserError: it cannot be read, or has no agreed range.
         """
@@ -95,8 +99,7 @@ def read_measured(path: str | Path | Source, span: Span | None = None, say: Say 
     """Read one file as `MeasuredFolder.tensors` says; in the units of ``span`` where that is given."""
     source = source_of(path)
     if source.suffix not in ARRAY_SUFFIXES:
-        picture = to_tensor(read_pixels(source, span=span, say=say))[None]
-        return {"y": picture if span is None else (picture + 1) / 2 * (span[1] - span[0]) + span[0]}
+        return _of_picture(source, span, say)
     if source.member is not None:
         raise UserError(f"{source}: arrays in an archive cannot be read: unpack it")
     if source.suffix == ".npy":
@@ -107,6 +110,13 @@ def read_measured(path: str | Path | Source, span: Span | None = None, say: Say 
     y = arrays.pop("y" if "y" in arrays else next(iter(arrays)))
     state = {key: torch.from_numpy(np.array(value, dtype=np.float32)) for key, value in arrays.items()}
     return {"y": _as_measurement(source.path, y, span, say), **state}
+
+
+def _of_picture(source: Source, span: Span | None, say: Say) -> dict[str, Tensor]:
+    pixels, alpha = read_straight(source, span, say)
+    picture = to_tensor(pixels)[None]
+    y = picture if span is None else (picture + 1) / 2 * (span[1] - span[0]) + span[0]
+    return {"y": y} if alpha is None else {"y": y, ALPHA: torch.from_numpy(alpha).float()[None, None]}
 
 
 def _as_measurement(path: Path, array: np.ndarray, span: Span | None, say: Say) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data import deep_by_pillow, dicom_files, tiff_files
-from data.colour import Say, to_srgb
+from data.colour import Say, Straight, over_white, to_srgb
 from data.deep_pictures import DeepPicture, to_range
 from data.picture_files import opened
 from data.picture_headers import Header, read_header
@@ -91,24 +91,31 @@ def read_pixels(
         UserError: as ``check_picture``; the pixels cannot be decoded (a truncated file, say), or have no agreed range.
     """
     source = source_of(picture)
+    check_picture(source, size, resize)
+    pixels = over_white(_read_straight(source, span, say), lambda level, text: say(level, f"{source}: {text}"))
+    return _resized(pixels, size, resize, source)
 
+
+def read_straight(picture: str | Path | Source, span: Span | None = None, say: Say = LOGGER.log) -> Straight:
+    """Read a picture as `read_pixels`, but with its transparent parts beside it, not laid over white."""
+    source = source_of(picture)
+    check_picture(source)
+    return _read_straight(source, span, say)
+
+
+def _read_straight(source: Source, span: Span | None, say: Say) -> Straight:
     def say_of_it(level: int, text: str) -> None:
         say(level, f"{source}: {text}")
 
-    check_picture(source, size, resize)
     content = source.content()
     header = read_header(source.path, content, source.frame or 0)
     if header.frames > 1 and source.frame is None:
         say_of_it(logging.INFO, f"the first of its {header.frames} frames is taken (--frames all takes each)")
     decoded = _decode(source, content, header, say_of_it)
-    if isinstance(decoded, DeepPicture):
-        try:
-            pixels = to_range(decoded, span, say_of_it)
-        except UserError as error:
-            raise UserError(f"{str(source)!r}: {error}") from error
-    else:
-        pixels = np.asarray(decoded).reshape(decoded.height, decoded.width, -1)
-    return _resized(pixels, size, resize, source)
+    try:
+        return decoded if isinstance(decoded, Straight) else to_range(decoded, span, say_of_it)
+    except UserError as error:
+        raise UserError(f"{str(source)!r}: {error}") from error
 
 
 def read_picture(
@@ -128,17 +135,16 @@ def to_8_bits(pixels: np.ndarray) -> Image.Image:
 def decode_picture(name: str, content: bytes) -> Image.Image:
     """As `read_picture`, whatever the size, from the bytes of a file called ``name`` (a member of an archive, say)."""
     decoded = _decode(source_of(name), content, read_header(name, content), _say_nothing)
-    if isinstance(decoded, DeepPicture):
-        return to_8_bits(to_range(decoded, None, _say_nothing))
-    return decoded.convert("RGB")
+    straight = decoded if isinstance(decoded, Straight) else to_range(decoded, None, _say_nothing)
+    return to_8_bits(over_white(straight, _say_nothing))
 
 
 def _say_nothing(level: int, text: str) -> None:
     pass
 
 
-def _decode(source: Source, content: bytes | None, header: Header, say: Say) -> Image.Image | DeepPicture:
-    """Return a frame's pixels: as sRGB on white where they have 8 bits."""
+def _decode(source: Source, content: bytes | None, header: Header, say: Say) -> Straight | DeepPicture:
+    """Return a frame's pixels: as sRGB where they have 8 bits."""
     path, frame = source.path if source.member is None else Path(str(source)), source.frame or 0
     if header.reader == "dicom":
         return dicom_files.read_deep(path, content, frame)

@@ -1,6 +1,7 @@
 """A task: how a picture is degraded, and which measurements can be restored."""
 
 import inspect
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from data.colour import Say
+from data.measured import ALPHA
 from data.sources import Origin
 from ldm_inverse.condition_methods import get_conditioning_method
 from ldm_inverse.measurement import Measurement
 from ldm_inverse.noises import NOISES, Noise
 from ldm_inverse.operators.base import Operator, build_operator, drawn, measured
+from ldm_inverse.operators.mask_files import ALPHA as MASK_IS_ALPHA
 from ldm_inverse.value_range import in_range
 from util.errors import UserError
 from util.logging import LOGGER
@@ -175,11 +178,13 @@ class Task:
         State that is not given is the operator's own, where nothing is random in it. With the task's ``span``, y is in
         those units, and is brought to what the operator gives for pictures in [-1, 1]. What a mask drops is made zero;
         of three equal channels one is taken where the operator gives one, and one is repeated where it gives three; a
-        noise level is estimated where the task says so.
+        noise level is estimated where the task says so. A picture's own colours are measured where its alpha channel is
+        the mask, so that a soft edge mixes no white into them; else they are laid over white.
 
         Args:
             origin: where it was read.
-            tensors: ``y`` (1, ...), and the operator's state, or none of it.
+            tensors: ``y`` (1, ...), and the operator's state, or none of it; of a picture with transparency also that
+                (`data.measured.ALPHA`).
             channels: of the image.
             say: is told what looks odd.
             is_saved: whether a run has written it; then its state and its range need no check.
@@ -188,19 +193,24 @@ class Task:
             UserError: it is no measurement by this operator, the operator's state is not known, or values are far from
                 those that the operator gives.
         """
-        height, width = self.operator.image_size(tensors["y"].shape)
+        y = tensors["y"]
+        height, width = self.operator.image_size(y.shape)
         shape = (1, channels, height, width)
-        state = {key: value for key, value in tensors.items() if key != "y"}
+        state = {key: value for key, value in tensors.items() if key not in ("y", ALPHA)}
         if state and not is_saved:
             state = self.operator.given_state(state, shape)
         if state:
-            height, width = self.operator.image_size(tensors["y"].shape, **state)
+            height, width = self.operator.image_size(y.shape, **state)
             shape = (1, channels, height, width)
-        state = state or self.operator.brought(origin, shape)
+        brought = {} if state else self.operator.brought(origin, shape)
+        state = state or brought
         if not state:
             self.operator.check_image(origin, height, width)
             state = self._known_state(origin, shape)
-        measurement = self._on_device({"y": tensors["y"], **state})
+        is_mask = "mask" in brought or self.settings["operator"].get("mask_file") == MASK_IS_ALPHA
+        if ALPHA in tensors and not is_mask:
+            y = self._over_white(y, tensors[ALPHA], say)
+        measurement = self._on_device({"y": y, **state})
         y, expected = measurement.y, self._measured_shape(shape, measurement.state)
         if expected[1:2] == (1,) and y.shape[1] == 3 and (y == y[:, :1]).all():
             y = y[:, :1]
@@ -218,6 +228,10 @@ class Task:
         if not is_saved:
             y = in_range(y, self.operator, shape, measurement.state, self.noise, self.span, say)
         return Measurement(y, measurement.state, self.noise.of(y)), shape
+
+    def _over_white(self, y: Tensor, alpha: Tensor, say: Say) -> Tensor:
+        say(logging.INFO, "its transparent parts are laid over white")
+        return y * alpha + (1 if self.span is None else self.span[1]) * (1 - alpha)
 
     def _likely_cause(self, y: Tensor, expected: Sequence[int], channels: int, state: Mapping[str, Tensor]) -> str:
         """Return what to say of a measurement of another shape: its channels, or its last two sides exchanged."""

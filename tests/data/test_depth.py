@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from data.pictures import check_picture, read_pixels, read_size
+from tests.data.test_colour import WIDE, profile
 from tests.data.test_pictures import sixteen_bit_rows, write_png
 from util.errors import UserError
 
@@ -157,6 +158,25 @@ def test_alpha_of_a_deep_tiff(tmp_path):
     assert np.abs((read(straight) + 1) / 2 - (values[..., :3] / 65535 * alpha + 1 - alpha)).max() < 1e-9
     multiplied = write_tiff(tmp_path / "b.tif", values, tags=[(338, 3, [1])])
     assert np.abs((read(multiplied) + 1) / 2 - (values[..., :3] / 65535 + 1 - alpha)).max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_profile_is_for_colours_that_alpha_has_not_multiplied(dtype, tmp_path, said):
+    scale = 65535 if dtype == np.uint16 else 1
+    colours = np.random.RandomState(3).uniform(0.2, 0.8, (H, W, 3))
+    alpha = np.random.RandomState(4).uniform(0.05, 1, (H, W, 1))
+    alpha[0, :3] = 0
+    paths = []
+    for kind, shown in (("unassalpha", colours), ("assocalpha", colours * alpha)):
+        values = np.dstack([shown, alpha]) * scale
+        values = (values.round() if scale > 1 else values).astype(dtype)
+        icc = (34675, 7, None, profile(WIDE, 2.2))
+        paths.append(tmp_path / f"{kind}.tif")
+        tifffile.imwrite(paths[-1], values, photometric="rgb", extrasamples=[kind], extratags=[icc])
+    straight, multiplied = (read(path, said) for path in paths)
+    assert sum("converted from its colour profile" in text for _, text in said) == 2
+    assert np.abs(straight - multiplied).max() < 2e-3  # 16 bits, divided by an alpha of 0.05
+    assert (multiplied[0, :3] == 1).all()
 
 
 def test_half_a_deep_tiff_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from data.measured import MeasuredFolder, holds_saved, read_measured
+from data.measured import ALPHA, MeasuredFolder, holds_saved, read_measured
 from util.errors import UserError
 
 COLOURS = np.random.RandomState(0).randint(0, 256, (10, 12, 3)).astype(np.uint8)
@@ -43,6 +43,16 @@ def test_forms(name, tmp_path):
     assert y.is_contiguous()
     assert np.allclose(y[0].permute(1, 2, 0).numpy(), expected, atol=2e-7)
     assert tensors == ({"gain": torch.ones(1, 1)} if name.startswith("y") else {})
+
+
+@pytest.mark.parametrize("span", [None, (0.0, 255.0)])
+def test_a_pictures_transparency_is_beside_its_own_colours(span, tmp_path, caplog):
+    alpha = np.random.RandomState(2).randint(0, 256, COLOURS.shape[:2]).astype(np.uint8)
+    Image.fromarray(np.dstack([COLOURS, alpha])).save(tmp_path / "a.png")
+    tensors = read_measured(tmp_path / "a.png", span)
+    assert np.allclose(tensors["y"][0].permute(1, 2, 0).numpy(), RANGE if span is None else COLOURS, atol=2e-5)
+    assert np.allclose(tensors[ALPHA][0, 0].numpy(), alpha / 255)
+    assert "white" not in caplog.text, "which is for the task to decide"
 
 
 def write_half(path):

@@ -1,10 +1,14 @@
 """A task's measurements."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
-from data.sources import Origin
+from data.measured import read_measured
+from data.sources import Origin, source_of
 from ldm_inverse.measurement import Measurement
 from ldm_inverse.task import Task
 from util.errors import UserError
@@ -97,6 +101,45 @@ def test_state_that_is_random_has_to_be_given(tmp_path):
     assert given({"name": "motion_blur"}, y, kernel=torch.ones(1, 1, 3, 3))[0].state["kernel"].shape == (1, 1, 3, 3)
     with pytest.raises(UserError, match="not of this task's operator"):
         given({"name": "noise"}, y, mask=mask)
+
+
+def feathered(path):
+    """A dark picture with a hole whose edge is soft: its colours as levels (64, 64, 3), and its alpha from 0 to 1."""
+    hole = Image.new("L", (64, 64), 255)
+    hole.paste(0, (20, 20, 44, 44))
+    alpha = np.asarray(hole.filter(ImageFilter.GaussianBlur(3)))
+    colours = np.random.RandomState(0).randint(0, 40, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(np.dstack([colours, alpha])).save(path)
+    return colours, alpha / 255
+
+
+def read_and_given(operator, path, span=None):
+    return Task(operator, CLEAN, span=span).given(Origin("a", source_of(path)), read_measured(path, span))[0]
+
+
+@pytest.mark.parametrize("span", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("settings", [{}, {"mask_file": "alpha"}, {"mask_file": "alpha", "mask_threshold": 0.01}])
+def test_a_soft_edge_of_an_alpha_channel_that_is_the_mask_mixes_no_white_in(settings, span, tmp_path):
+    colours, alpha = feathered(tmp_path / "a.png")
+    measurement = read_and_given({"name": "inpainting", **settings}, tmp_path / "a.png", span)
+    kept = alpha >= settings.get("mask_threshold", 0.5)
+    assert ((alpha < 1) & kept).mean() > 0
+    assert np.array_equal(measurement.state["mask"][0, 0].numpy(), kept)
+    expected = torch.from_numpy(kept[..., None] * (colours / 127.5 - 1)).permute(2, 0, 1)[None]
+    assert torch.allclose(measurement.y, expected.float(), atol=1e-6)
+
+
+@pytest.mark.parametrize("span", [None, (0.0, 1.0)])
+def test_where_transparency_is_no_mask_it_is_laid_over_white(span, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "resample")
+    colours, alpha = feathered(tmp_path / "a.png")
+    np.save(tmp_path / "mask.npy", np.ones((64, 64)))
+    white = torch.from_numpy(colours * alpha[..., None] + 255 * (1 - alpha[..., None])).permute(2, 0, 1)[None]
+    for operator in ({"name": "noise"}, {"name": "inpainting", "mask_file": str(tmp_path / "mask.npy")}):
+        caplog.clear()
+        y = read_and_given(operator, tmp_path / "a.png", span).y
+        assert torch.allclose(y, white.float() / 127.5 - 1, atol=1e-5)
+        assert caplog.text.count("its transparent parts are laid over white") == 1
 
 
 def test_a_given_measurement_has_the_noise_that_is_estimated_from_it():
