@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from data.colour import Say
 from data.deep_pictures import UPRIGHT, DeepPicture, span_of
 from data.picture_files import opened
 from data.png_colours import embedded_profile
+from data.tiff_files import PHOTOMETRIC, WHITE_IS_ZERO
 
 # How 16 bits are stored, by Pillow's names, and the same with the two bytes exchanged.
 _EXCHANGED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
@@ -38,14 +40,18 @@ def read_deep(path: Path, content: bytes | None, frame: int, say: Say) -> DeepPi
         # Not before the pixels: EXIF behind them is read with them.
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT[1])
         key, profile = image.info.get("transparency"), embedded_profile(image.info)
+        # Pillow turns these round where they have 8 bits, and leaves them as they are where they have 16.
+        is_negative = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
     values = values[..., None] if is_grey else values
     if exchanged is not None:
         values = values * 256 + _low_bytes(path, content, frame, exchanged)
     alpha = values[..., 3] / 65535 if values.shape[2] == 4 else None
     if alpha is None and key is not None:  # one value or colour that stands for transparent
         alpha = (values != np.array(key)).any(-1).astype(np.float64)
-    opaque = turn(values[..., :3])
-    return DeepPicture(opaque, span_of(values.dtype), None if alpha is None else turn(alpha), profile=profile)
+    opaque, span = turn(values[..., :3]), span_of(values.dtype)
+    if span is not None and is_negative:
+        span = span[::-1]
+    return DeepPicture(opaque, span, None if alpha is None else turn(alpha), profile=profile)
 
 
 def _exchanged(image: Image.Image, say: Say) -> str | None:

@@ -47,9 +47,10 @@ def read_alpha(source: Source) -> np.ndarray | None:
         UserError: the picture cannot be read.
     """
     content, frame = source.content(), source.frame or 0
-    if read_header(source.path, content, frame).reader != "pillow":
-        deep = read_deep(source.path, content, frame)
-        alpha = None if deep is None or deep.alpha is None else 255 * deep.alpha
+    reader = read_header(source.path, content, frame).reader
+    deep = None if reader == "pillow" else read_deep(source.path, content, frame)
+    if deep is not None:
+        alpha = None if deep.alpha is None else 255 * deep.alpha
     else:
         with opened(source.path, content) as image:
             image.seek(frame)

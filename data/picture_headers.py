@@ -13,7 +13,7 @@ from util.errors import UserError
 
 Reader = Literal["pillow", "tiff", "dicom"]  # ``tiff`` for more than 8 bits
 MOVING = ("GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")  # what may have frames; of a JPEG they are previews
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # tags of a TIFF
 
 
 class Header(NamedTuple):
@@ -85,4 +85,5 @@ def _is_deep_tiff(image: Image.Image) -> bool:
         return False
     tags = image.tag_v2
     is_unsigned = max(tags.get(SAMPLE_FORMAT, (1,))) == 1
-    return (max(tags.get(BITS_PER_SAMPLE, (1,))) > 8 or not is_unsigned) and tags.get(PHOTOMETRIC, 0) in (0, 1, 2)
+    is_known = tags.get(tiff_files.PHOTOMETRIC, 0) in (0, 1, 2)
+    return (max(tags.get(BITS_PER_SAMPLE, (1,))) > 8 or not is_unsigned) and is_known

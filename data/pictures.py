@@ -152,7 +152,21 @@ def _decode(source: Source, content: bytes | None, header: Header, say: Say) -> 
         try:
             return tiff_files.read_deep(path, content, frame)
         except tiff_files.NeedsCodecError as error:
-            say(logging.WARNING, f"read by Pillow, which may drop some of its bits ({error})")
+            return _decode_instead(path, content, frame, say, error)
+    return _decode_by_pillow(path, content, frame, say)
+
+
+def _decode_instead(path: Path, content: bytes | None, frame: int, say: Say, why: UserError) -> Straight | DeepPicture:
+    """Decode by Pillow what its own reader cannot; where Pillow cannot either, the first reason is the true one."""
+    try:
+        decoded = _decode_by_pillow(path, content, frame, say)
+    except UserError:
+        raise why from None
+    say(logging.WARNING, f"read by Pillow, which may drop some of its bits ({why})")
+    return decoded
+
+
+def _decode_by_pillow(path: Path, content: bytes | None, frame: int, say: Say) -> Straight | DeepPicture:
     deep = deep_by_pillow.read_deep(path, content, frame, say)
     if deep is not None:
         return deep

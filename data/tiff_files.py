@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric interpretations
-ORIENTATION, MAX_SAMPLE_VALUE, ICC_PROFILE = 274, 281, 34675  # tags
+PHOTOMETRIC, ORIENTATION, MAX_SAMPLE_VALUE, ICC_PROFILE = 262, 274, 281, 34675  # tags
 PREMULTIPLIED, STRAIGHT = ALPHA = 1, 2  # kinds of extra samples that are alpha
 
 
@@ -130,7 +130,7 @@ def _page(path: str | Path, content: bytes | None, frame: int) -> Iterator[tuple
         raise
     except Exception as error:  # whatever damaged bytes lead to
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if "imagecodecs" in reason:
+        if "imagecodecs" in reason or isinstance(error, ImportError):  # or a decoder of newer Pythons
             raise NeedsCodecError(
                 f"{str(path)!r}: its compression needs imagecodecs: pip install imagecodecs"
             ) from error

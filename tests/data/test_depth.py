@@ -9,7 +9,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+from data.array_files import read_grey
+from data.mask_values import read_alpha
 from data.pictures import check_picture, read_pixels, read_size
+from data.sources import source_of
 from tests.data.test_colour import WIDE, profile
 from tests.data.test_pictures import sixteen_bit_rows, write_png
 from util.errors import UserError
@@ -82,16 +85,48 @@ def test_tiff_keeps_sixteen_bits(order, compression, channels, tmp_path, said):
     assert read_size(path) == (H, W)
 
 
-def test_tiff_whose_compression_tifffile_does_not_know_keeps_sixteen_bits(tmp_path, monkeypatch, said):
-    import tifffile
+UNKNOWN = [
+    ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package"),
+    ImportError("No module named 'compression'"),  # Zstandard's, before Python 3.14
+]
+
+
+@pytest.fixture(params=UNKNOWN, ids=["package", "module"])
+def without_codec(request, monkeypatch):
+    """As if tifffile could not decode what Pillow can."""
 
     def refuse(*_, **__):
-        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+        raise request.param
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", refuse)
+
+
+def test_tiff_whose_compression_tifffile_does_not_know_keeps_sixteen_bits(without_codec, tmp_path, said):
     path = write_tiff(tmp_path / "a.tif", DEEP, compression=8)
     assert np.abs(read(path, said) - RANGE).max() < 1e-9
     assert any("imagecodecs" in text for _, text in said)
+
+
+def test_black_may_be_the_largest_value_there_too(without_codec, tmp_path):
+    path = write_tiff(tmp_path / "a.tif", DEEP[..., :1], tags=[(262, 3, [0])], compression=8)
+    assert np.abs(read(path) + RANGE[..., :1]).max() < 1e-9
+    assert np.array_equal(read_grey(path), 65535.0 - DEEP[..., 0])
+
+
+def test_alpha_is_there_too(without_codec, tmp_path):
+    values = np.dstack([DEEP, DEEP[..., 0]])
+    for kind in (1, 2):
+        path = write_tiff(tmp_path / "a.tif", values, tags=[(338, 3, [kind])], compression=8)
+        alpha = read_alpha(source_of(path))
+        assert alpha is not None
+        assert np.abs(alpha - values[..., 3] / 257).max() < 1
+
+
+def test_where_pillow_does_not_know_it_either_the_package_is_asked_for(without_codec, tmp_path, said):
+    path = write_tiff(tmp_path / "a.tif", np.zeros((H, W, 3), np.float32), compression=8)
+    with pytest.raises(UserError, match=r"a\.tif': its compression needs imagecodecs: pip install imagecodecs$"):
+        read(path, said)
+    assert not said
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
