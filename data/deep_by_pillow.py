@@ -1,6 +1,7 @@
 """More than 8 bits a value by Pillow, which keeps those of grey, and of colours one byte. Imports no torch."""
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from data.colour import Say
 from data.deep_pictures import UPRIGHT, DeepPicture, span_of
-from data.picture_files import opened
+from data.picture_files import opened, stream
 from data.png_colours import embedded_profile
 from data.tiff_files import PHOTOMETRIC, WHITE_IS_ZERO
 
@@ -31,8 +32,9 @@ def read_deep(path: Path, content: bytes | None, frame: int, say: Say) -> DeepPi
         is_grey = image.mode in ("I", "F") or image.mode.startswith("I;16")
         exchanged = None if is_grey else _exchanged(image, say)
         if not is_grey and exchanged is None:
-            if image.info.get("bit_depth", 8) > 8:  # of HEIC
-                say(logging.WARNING, f"only 8 of its {image.info['bit_depth']} bits are read")
+            bits = _avif_bits(path, content) if image.format == "AVIF" else image.info.get("bit_depth", 8)  # of HEIC
+            if bits > 8:
+                say(logging.WARNING, f"only 8 of its {bits} bits are read")
             return None
         values = np.array(image)
         if image.mode.startswith("I;16") or exchanged:
@@ -52,6 +54,14 @@ def read_deep(path: Path, content: bytes | None, frame: int, say: Say) -> DeepPi
     if span is not None and is_negative:
         span = span[::-1]
     return DeepPicture(opaque, span, None if alpha is None else turn(alpha), profile=profile)
+
+
+def _avif_bits(path: Path, content: bytes | None) -> int:
+    """Return how many bits the values of an AVIF file have, by the configuration of its coding (av1C, at its start)."""
+    with stream(path, content) as file:
+        configuration = re.search(rb"av1C\x81.(.)", file.read(2**16), re.DOTALL)
+    flags = configuration[1][0] if configuration else 0
+    return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
 
 
 def _exchanged(image: Image.Image, say: Say) -> str | None:

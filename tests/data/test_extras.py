@@ -1,5 +1,6 @@
 """Formats that take a package which may not be installed."""
 
+import base64
 import logging
 import struct
 import sys
@@ -54,6 +55,27 @@ def test_of_a_deep_heic_eight_bits_are_read_with_a_word(smooth, tmp_path):
     said = []
     assert np.abs(read(tmp_path / "a.heic", said).astype(int) - smooth).mean() < 4
     assert any("only 8 of its 10 bits are read" in text for _, text in said)
+
+
+# The same colours with 10 bits, which Pillow does not write; by imagecodecs.
+DEEP_AVIF = base64.b64decode(
+    "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAAAAAAAOcG"
+    "l0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEAAAETAAAANgAAAChpaW5mAAAAAAABAAAAGmluZmUCAAAAAAEAAGF2MDFDb2xvcgAAAABq"
+    "aXBycAAAAEtpcGNvAAAAFGlzcGUAAAAAAAAAGAAAABAAAAAQcGl4aQAAAAADCgoKAAAADGF2MUOBIEAAAAAAE2NvbHJuY2x4AAIAAgAGgAAAAB"
+    "dpcG1hAAAAAAAAAAEAAQQBAoMEAAAAPm1kYXQSAAoIOBDv7eBAQNIyKBeCYwTAAPIYAACuuJTFb+puI5TTBv5VmS+EIkru3nQRxw++//8eadY="
+)
+
+
+def test_of_a_deep_avif_eight_bits_are_read_with_a_word(smooth, tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    (tmp_path / "deep.avif").write_bytes(DEEP_AVIF)
+    Image.fromarray(smooth).save(tmp_path / "flat.avif")
+    said = []
+    assert np.abs(read(tmp_path / "deep.avif", said).astype(int) - smooth).mean() < 4
+    assert any(level == logging.WARNING and "only 8 of its 10 bits are read" in text for level, text in said)
+    read(tmp_path / "flat.avif", said)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
