@@ -1,5 +1,7 @@
 """The header of a picture's file: size, frames, and which reader it is for. Imports no torch."""
 
+import os
+import struct
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -7,13 +9,14 @@ from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from data import dicom_files, tiff_files
-from data.picture_files import file_head, opened
+from data.picture_files import file_head, opened, stream
 from data.torn_pictures import looks_whole, refuse_missing_strips
 from util.errors import UserError
 
 Reader = Literal["pillow", "tiff", "dicom"]  # ``tiff`` for more than 8 bits
 MOVING = ("GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")  # what may have frames; of a JPEG they are previews
 BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # tags of a TIFF
+LATE_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # a PNG's chunks of text that have an orientation
 
 
 class Header(NamedTuple):
@@ -24,6 +27,7 @@ class Header(NamedTuple):
         frames: of the file.
         reader: which module reads the pixels.
         is_whole: whether the file's last bytes are there; False means that one has to decode it to know.
+        is_turned: whether height and width are exchanged in the file.
     """
 
     height: int
@@ -31,6 +35,7 @@ class Header(NamedTuple):
     frames: int
     reader: Reader
     is_whole: bool
+    is_turned: bool = False
 
 
 def read_header(path: str | Path, content: bytes | None = None, frame: int = 0) -> Header:
@@ -65,18 +70,42 @@ def read_header(path: str | Path, content: bytes | None = None, frame: int = 0) 
 
 def _of_pillow(image: Image.Image, path: str | Path, content: bytes | None) -> Header:
     width, height = image.size
-    # Pillow rotates TIFF sizes itself; for a PNG without EXIF in its header, asking would decode the whole picture.
-    ask = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-    if ask and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+    is_turned = _orientation(image, path, content) in (5, 6, 7, 8)
+    if is_turned:
         width, height = height, width
     frames = getattr(image, "n_frames", 1) if image.format in MOVING else 1
-    return Header(height, width, frames, "pillow", looks_whole(path, image, content))
+    return Header(height, width, frames, "pillow", looks_whole(path, image, content), is_turned)
+
+
+def _orientation(image: Image.Image, path: str | Path, content: bytes | None) -> int:
+    if image.format == "TIFF":  # Pillow turns its size itself
+        return 1
+    if image.format == "PNG" and _tells_late(path, content):
+        image.load()
+    exif = Image.Image.getexif(image)  # PNG's own always decodes the pixels, to see what is behind them
+    return exif.get(ExifTags.Base.Orientation, 1)
+
+
+def _tells_late(path: str | Path, content: bytes | None) -> bool:
+    """Tell whether behind the pixels of a PNG there is what may say how they are turned."""
+    is_behind = False
+    with stream(path, content) as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            start = file.read(min(length, 32)) if is_behind and kind != b"IDAT" else b""
+            if (is_behind and kind == b"eXIf") or start.startswith(LATE_TEXTS):
+                return True
+            is_behind |= kind == b"IDAT"
+            file.seek(length - len(start) + 4, os.SEEK_CUR)
+    return False
 
 
 def _of_tiff(path: str | Path, content: bytes | None, frame: int) -> Header:
     header = tiff_files.read_header(path, content, frame)
-    height, width = (header.height, header.width)[:: -1 if header.orientation in (5, 6, 7, 8) else 1]
-    return Header(height, width, header.frames, "tiff", header.is_whole)
+    is_turned = header.orientation in (5, 6, 7, 8)
+    height, width = (header.height, header.width)[:: -1 if is_turned else 1]
+    return Header(height, width, header.frames, "tiff", header.is_whole, is_turned)
 
 
 def _is_deep_tiff(image: Image.Image) -> bool:

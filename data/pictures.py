@@ -62,8 +62,9 @@ def check_picture(
     if not header.is_whole:
         _decode(source, content, header, _say_nothing)
     if size is not None and resize == "error" and (height, width) != size:
+        upright = " upright" if header.is_turned else ""
         raise UserError(
-            f"{str(source)!r} is {width}x{height} (width x height) where {size[1]}x{size[0]} is needed: "
+            f"{str(source)!r} is {width}x{height} (width x height){upright} where {size[1]}x{size[0]} is needed: "
             "bring it to that size, or pass --resize center_crop or --resize resize"
         )
 
@@ -180,7 +181,7 @@ def _resized(pixels: np.ndarray, size: tuple[int, int] | None, resize: ResizeMet
     height, width = pixels.shape[:2]
     if size is None or (height, width) == size:
         return pixels
-    if resize == "error":  # an orientation that only decoding reveals
+    if resize == "error":  # an orientation that no header told
         raise UserError(f"{str(source)!r} is {width}x{height} upright where {size[1]}x{size[0]} is needed")
 
     return fit(pixels, size, resize)

@@ -34,14 +34,15 @@ def read(path, **kwargs):
     return np.asarray(picture).astype(int)
 
 
-def write_png(path, width, height, bit_depth, colour_type, rows=b"", chunks=()):
+def write_png(path, width, height, bit_depth, colour_type, rows=b"", chunks=(), behind=()):
     """Write a PNG by hand: what Pillow cannot write (16-bit RGB, lies about the size)."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0))
-    body = b"".join(chunk(*extra) for extra in chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    before, after = (b"".join(chunk(*extra) for extra in extras) for extras in (chunks, behind))
+    body = before + chunk(b"IDAT", zlib.compress(rows)) + after + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
     return path
 
@@ -212,6 +213,36 @@ def test_orientation_after_the_pixels_of_a_png(tmp_path):
     assert read_picture(path).size == (H, W)
     with pytest.raises(UserError, match="upright"):
         read_picture(path, size=(H, W))
+
+
+def orientations():
+    """Every chunk of a PNG that may say that a picture is to be turned by a quarter."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    tiff = exif.tobytes().removeprefix(b"Exif\0\0")
+    raw = f"\nexif\n{len(tiff) + 6:8}\n{exif.tobytes().hex()}\n".encode()
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    return {
+        "exif": (b"eXIf", tiff),
+        "text": (b"tEXt", b"Raw profile type exif\0" + raw),
+        "packed": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw)),
+        "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    }
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("kind", orientations())
+def test_the_header_tells_the_size_of_a_turned_png(kind, is_late, tmp_path, smooth):
+    path, chunk = tmp_path / "a.png", orientations()[kind]
+    rows = b"".join(b"\0" + row.tobytes() for row in smooth)
+    late = (b"tEXt", b"date:create\0today")
+    if is_late:
+        write_png(path, W, H, 8, 2, rows, behind=[late, chunk])
+    else:
+        write_png(path, W, H, 8, 2, rows, [chunk], behind=[late])
+    assert read_size(path) == (W, H)
+    check_picture(path, (W, H))
+    assert np.array_equal(read(path, size=(W, H)), UPRIGHT[6](smooth))
 
 
 # ---------------------------------------------------------------- what is refused
