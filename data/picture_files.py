@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError, features
+from PIL.PngImagePlugin import PngImageFile
 
 from util.errors import UserError
 
@@ -41,6 +42,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
             warnings.simplefilter("ignore", UserWarning)  # of odd metadata; what matters is raised as well
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path if content is None else io.BytesIO(content), formats=formats) as image:
+                _scale_transparent_grey(image)
                 yield image
     except (UserError, MemoryError):
         raise
@@ -52,6 +54,15 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
         raise UserError(f"{shown}: {what} ({', '.join(FORMATS)}, HEIC, AVIF and DICOM can be read)") from None
     except Exception as error:  # a decoder that meets damaged bytes may raise anything
         raise UserError(f"{shown}: cannot read this picture: {error or type(error).__name__}") from error
+
+
+def _scale_transparent_grey(image: Image.Image) -> None:
+    """Bring the grey that stands for transparent in a PNG of 2 or 4 bits to 8, as Pillow does with the pixels only."""
+    raw_mode = image.tile[0].args if isinstance(image, PngImageFile) and image.tile else None
+    bits = {"L;2": 2, "L;4": 4}.get(str(raw_mode))
+    key = image.info.get("transparency")
+    if bits is not None and isinstance(key, int) and key < 2**bits:
+        image.info["transparency"] = key * 255 // (2**bits - 1)
 
 
 def too_many_pixels(shown: str) -> str:

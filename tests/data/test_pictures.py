@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.mask_values import read_alpha
 from data.pictures import check_picture, read_picture, read_size
-from data.sources import find_pictures
+from data.sources import find_pictures, source_of
 from util.errors import UserError
 
 H, W = 12, 16
@@ -131,6 +132,19 @@ def test_sixteen_bit_grey_with_a_transparent_value(tmp_path):
     assert got[2, 3].tolist() == [255] * 3
     got[2, 3] = 80
     assert (got == 80).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_of_few_bits_with_a_transparent_value(bits, tmp_path):
+    values = np.random.RandomState(0).randint(0, 2**bits, (H, W))
+    key = int(values[2, 3])
+    assert 0 < key < 2**bits
+    places = values.reshape(H, -1, 8 // bits) << np.arange(8 - bits, -1, -bits)
+    rows = b"".join(b"\0" + row.tobytes() for row in places.sum(-1).astype(np.uint8))
+    path = write_png(tmp_path / "a.png", W, H, bits, 0, rows, [(b"tRNS", struct.pack(">H", key))])
+    is_clear = values == key
+    assert np.array_equal(read(path)[..., 0], np.where(is_clear, 255, values * 255 // (2**bits - 1)))
+    assert np.array_equal(read_alpha(source_of(path)), np.where(is_clear, 0.0, 255.0))
 
 
 def test_thirty_two_bits_are_refused(tmp_path):
