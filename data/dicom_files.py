@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.deep_pictures import DeepPicture
+from data.deep_pictures import DeepPicture, span_of
 from data.picture_files import stream, too_many_pixels
 from util.errors import UserError
 
@@ -44,7 +44,8 @@ def read_header(path: str | Path, content: bytes | None) -> DicomHeader:
 
 
 def read_deep(path: str | Path, content: bytes | None, frame: int) -> DeepPicture:
-    """Read a frame: grey values after the rescale slope and intercept (Hounsfield units, of a CT), or RGB.
+    """Read a frame: grey values after the rescale slope and intercept (Hounsfield units, of a CT), or RGB, a palette's
+    too.
 
     Black and white are the least and the largest value that the stored bits can make. The window is for display: no
     value is cut by it.
@@ -54,9 +55,12 @@ def read_deep(path: str | Path, content: bytes | None, frame: int) -> DeepPictur
     """
     header = read_header(path, content)
     with _dataset(path, content, pixels=True) as dataset:
-        from pydicom.pixels import apply_rescale, pixel_array
+        from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
 
         values = pixel_array(dataset, index=min(frame, header.frames - 1))
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            colours = apply_color_lut(values, dataset)[..., :3]
+            return DeepPicture(colours, span_of(colours.dtype), bits_are_told=True)
         bits = int(dataset.BitsStored)
         stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0, 2**bits - 1)
         if values.ndim == 3:

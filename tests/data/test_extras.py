@@ -127,6 +127,8 @@ def write_dicom(path, pixels, bits, **elements):
         element(0x28, 0x1051, b"DS", b"400"),
         *([element(0x28, 0x1052, b"DS", elements["intercept"])] if "intercept" in elements else []),
         *([element(0x28, 0x1053, b"DS", elements["slope"])] if "slope" in elements else []),
+        *(element(0x28, 0x1101 + i, b"US", table) for i, table in enumerate(elements.get("descriptors", ()))),
+        *(element(0x28, 0x1201 + i, b"OW", table) for i, table in enumerate(elements.get("palettes", ()))),
         element(0x7FE0, 0x10, b"OW", pixels.tobytes()),
     ]
     length = element(2, 0, b"UL", struct.pack("<I", len(meta)))
@@ -176,6 +178,22 @@ def test_frames_of_dicom(pydicom, tmp_path):
 def test_colours_of_dicom(pydicom, smooth, tmp_path):
     path = write_dicom(tmp_path / "a.dcm", smooth[None], 8)
     assert np.abs(read(path) - (smooth / 127.5 - 1)).max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_palette_of_dicom_is_heeded(dtype, pydicom, tmp_path):
+    rng, white = np.random.RandomState(0), np.iinfo(dtype).max
+    indices = rng.randint(0, 256, (1, H, W)).astype(np.uint8)
+    palette = rng.randint(0, white + 1, (3, 256)).astype(dtype)
+    described = [struct.pack("<HHH", 256, 0, 8 * palette.itemsize)] * 3
+    tables = [table.tobytes() for table in palette]
+    path = write_dicom(
+        tmp_path / "a.dcm", indices, 8, photometric=b"PALETTE COLOR", descriptors=described, palettes=tables
+    )
+    assert np.abs(read(path) - (np.moveaxis(palette[:, indices[0]], 0, -1) / white * 2 - 1)).max() < 1e-9
+    write_dicom(path, indices, 8, photometric=b"PALETTE COLOR")
+    with pytest.raises(UserError, match=r"a\.dcm'.*No suitable Palette"):
+        read(path)
 
 
 def test_half_a_dicom_file_is_refused(pydicom, tmp_path):
