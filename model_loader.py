@@ -20,14 +20,15 @@ from ldm.checkpoints.fitting import (
     FIRST_STAGE,
     MisfitError,
     check_fit,
-    check_schedule,
     lacking,
     log_unused,
     moving_averages,
     own_names,
     spellings,
+    without_wrappers,
 )
 from ldm.checkpoints.kinds import UNET, candidate_configurations, refuse_other_kinds
+from ldm.checkpoints.noise_schedule import NAMES, is_rounded, take_schedule
 from ldm.checkpoints.places import download_name, resolve_model
 from ldm.checkpoints.reading import StoredTensor, read_checkpoint
 from ldm.checkpoints.shards import files_of
@@ -86,11 +87,11 @@ def model_config(ldm_config: str | Path | None, diffusion_config: str | Path) ->
         UserError: there is no model, its configuration cannot be told or used, or one is given for a folder that has
             its own.
     """
+    path = resolve_model(diffusion_config)
     if ldm_config is not None:
-        if is_diffusers_folder(Path(diffusion_config)):
+        if is_diffusers_folder(path):
             raise UserError(f"{diffusion_config} has its own configuration: leave out --ldm_config {ldm_config}")
         return load_yaml(ldm_config)
-    path = resolve_model(diffusion_config)
     if path.is_dir():
         return read_config(path)
     if path.with_suffix(".yaml").is_file():
@@ -124,7 +125,8 @@ def load_model_from_config(
         config: a model's YAML as a mapping (plain or OmegaConf) with `model: {target, params}`. What only training read
             is ignored; so is the first stage's `ckpt_path`, unless ``ckpt`` lacks part of the first stage.
         ckpt: as `resolve_model` takes it. Half-precision weights become float32. Schedule buffers that it lacks, or
-            holds in half precision, are computed from the configuration.
+            holds in half precision, are computed: from its own schedule where that is another one than the
+            configuration's (`take_schedule`).
         device: where the model goes.
         use_ema: take the moving average of the weights in place of the weights themselves. None is as
             `model.params.use_ema` says, and that is false by default, as published.
@@ -144,22 +146,22 @@ def load_model_from_config(
     stored = own_names(model, read_weights(path, use_ema), path)
     try:
         check_fit(model, stored, path, UNET)
-        if lacking(stored, model, FIRST_STAGE):
-            stored = stored | _separate_first_stage(settings, path)
-        check_fit(model, stored, path)
     except MisfitError as error:
         fitting = " and ".join(str(found) for found in fitting_configurations(stored))
         if not fitting:
             raise
         raise UserError(f"{str(error).splitlines()[0]}\nit fits {fitting}: give that as --ldm_config") from error
+    if lacking(stored, model, FIRST_STAGE):
+        stored = stored | _separate_first_stage(settings, path)
+    check_fit(model, stored, path)
     log_unused(model, stored, path)
+    take_schedule(model, {name: _as_stored(name, stored[name], path) for name in NAMES if name in stored}, path)
     wanted = [
         name
         for name, tensor in model.state_dict().items()
-        if name in stored and (tensor.is_meta or not _is_rounded(stored[name]))
+        if name in stored and (tensor.is_meta or not is_rounded(stored[name].read()))
     ]
     state = {name: _read(name, stored[name], path, device, layout) for name in wanted}
-    check_schedule(model, state, path)
     model.load_state_dict(state, strict=False, assign=True)
     return model.to(device).eval().requires_grad_(False)
 
@@ -269,12 +271,12 @@ def _separate_first_stage(model_config: dict[str, Any], ckpt: Path) -> dict[str,
         )
     LOGGER.info("the first stage comes from %s", path)
     stored = read_checkpoint(path)
-    return {FIRST_STAGE + name.removeprefix(FIRST_STAGE): tensor for name, tensor in stored.items()}
+    return {FIRST_STAGE + without_wrappers(name).removeprefix(FIRST_STAGE): stored[name] for name in stored}
 
 
-def _is_rounded(stored: StoredTensor) -> bool:
-    """Whether a file holds a tensor in half precision or less: then what can be computed is."""
-    return stored.read().dtype.itemsize < torch.float32.itemsize
+def _as_stored(name: str, stored: StoredTensor, ckpt: Path) -> Tensor:
+    """Return a tensor that was checked as all others are, in the file's precision."""
+    return _read(name, stored, ckpt, "cpu", torch.preserve_format).to(stored.read().dtype)
 
 
 def _read(

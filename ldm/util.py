@@ -54,7 +54,6 @@ TRAINING_KEYS = frozenset(
         "ckpt_path",
         "clip_denoised",
         "colorize_nlabels",
-        "concat_mode",
         "cond_stage_forward",
         "cond_stage_trainable",
         "first_stage_key",
@@ -127,7 +126,10 @@ def read_params(settings: type[S], params: Mapping[str, Any], factory: type) -> 
     Raises:
         UserError: a keyword that neither has, or a value of the wrong type or range.
     """
-    plain: Any = OmegaConf.to_container(OmegaConf.create(dict(params)), resolve=True)
+    plain = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in params.items()
+    }
     taken = {key: value for key, value in plain.items() if key in settings.model_fields or key not in TRAINING_KEYS}
     return read(settings, taken, factory.__name__)
 

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from ldm.checkpoints.kinds import UNET, kind_of
 from ldm.checkpoints.reading import AVERAGES, StoredTensor
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -14,6 +12,14 @@ from util.errors import UserError
 from util.logging import LOGGER
 
 FIRST_STAGE = "first_stage_model."
+# Where a tensor that a model does not have belongs to another network. Elsewhere it was the training's (losses, moving
+# averages), and so are the statistics that a codebook is trained with.
+_TEXT = "cond_stage_model.transformer.encoder."
+_NETWORKS = (
+    UNET,
+    *(f"{FIRST_STAGE}{part}." for part in ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")),
+)
+_OF_TRAINING = re.compile(rf"{re.escape(FIRST_STAGE)}quantize\.(used|.*\.(cluster_size|embed_avg))")
 # What training wrappers (of many cards, of torch's compiler, of a trainer) put into the names of a model's tensors, and
 # an older transformers into those of a text encoder.
 _WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.|(?<=^cond_stage_model\.transformer\.)text_model\.")
@@ -91,7 +97,7 @@ def lacking(stored: Mapping[str, StoredTensor], model: LatentDiffusion, prefix: 
 
 
 def check_fit(model: LatentDiffusion, stored: Mapping[str, StoredTensor], path: Path, prefix: str = "") -> None:
-    """Check that a file has the tensors of a model below a prefix, in their shapes, and no other of the UNet.
+    """Check that a file has the tensors of a model below a prefix, in their shapes, and no other of its networks.
 
     Raises:
         MisfitError: it has not; the message names some, and the likely cause.
@@ -104,7 +110,12 @@ def check_fit(model: LatentDiffusion, stored: Mapping[str, StoredTensor], path: 
         for name, tensor in expected.items()
         if name in stored and stored[name].shape != tuple(tensor.shape)
     ]
-    extra = [name for name in stored if name.startswith(UNET) and name not in own]
+    networks = (*_NETWORKS, _TEXT) if any(name.startswith(_TEXT) for name in own) else _NETWORKS
+    extra = [
+        name
+        for name in stored
+        if name.startswith(prefix) and name.startswith(networks) and name not in own and not _OF_TRAINING.match(name)
+    ]
     problems = {"missing": missing, "of another shape": differ, "that the model does not have": extra}
     found = [f"{len(names)} tensors {what} ({_first(names)})" for what, names in problems.items() if names]
     if found:
@@ -141,19 +152,6 @@ def log_unused(model: LatentDiffusion, stored: Mapping[str, StoredTensor], path:
         LOGGER.info("%s: %d tensors that sampling does not use: %s", path, groups.total(), counts)
     if "scale_factor" in groups:
         LOGGER.warning("%s holds a scale_factor, and the configuration lacks scale_by_std: true", path)
-
-
-def check_schedule(model: LatentDiffusion, state: Mapping[str, Tensor], path: Path) -> None:
-    """Check the noise schedule that a file holds, and say where it is not the configuration's.
-
-    Raises:
-        UserError: it holds numbers that no schedule has.
-    """
-    for name in state.keys() & {"betas", "alphas_cumprod"}:
-        if not 0 < state[name].min() <= state[name].max() < 1:
-            raise UserError(f"{path}: {name} holds numbers outside 0 to 1: the file is damaged")
-    if "betas" in state and not state["betas"].cpu().allclose(model.get_buffer("betas"), rtol=1e-3):
-        LOGGER.warning("%s was trained with another noise schedule than the configuration's; the file's is used", path)
 
 
 def _first(names: Iterable[str], count: int = 3) -> str:

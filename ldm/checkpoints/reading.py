@@ -222,11 +222,14 @@ def _named(content: Any, mapped: bool, averaged: bool) -> dict[str, StoredTensor
 
 
 def _within(content: Any, names: tuple[str, ...]) -> Any:
-    """Return what lies in a file's content under the first of these names that leads to tensors, or the content."""
+    """Return what lies in a file's content under the first of these names that leads to tensors, or the content.
+
+    What lies there may be a container in its turn, under any name that one has.
+    """
     for name in names if isinstance(content, dict) else ():
         inner = content.get(name)
         if isinstance(inner, dict) and next(_tensors(inner), None) is not None:
-            return _within(inner, names)
+            return _within(inner, (*CONTAINERS, *AVERAGES))
     return content
 
 

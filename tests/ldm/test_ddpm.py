@@ -123,6 +123,40 @@ def test_conditioning_enters_by_its_key():
     assert torch.equal(outs[0], model.model.diffusion_model(z, t, context=contexts[0]))
 
 
+UNET = CONFIG["model"]["params"]["unet_config"]
+
+
+def conditioned(stage, **changes):
+    """A model whose UNet takes the latent and, joined to it, a picture's three channels."""
+    unet = {**UNET, "params": {**UNET["params"], "in_channels": 6}}
+    torch.manual_seed(0)
+    return LatentDiffusion(**params(unet_config=unet, cond_stage_config=stage, **changes)).eval()
+
+
+@pytest.mark.parametrize("key", [{}, {"concat_mode": True}, {"conditioning_key": "concat", "concat_mode": False}])
+def test_a_picture_as_a_condition_is_joined_to_the_latent(key):
+    model = conditioned("__is_first_stage__", **key)
+    image, z, t = torch.rand(1, 3, 32, 32) * 2 - 1, torch.randn(1, 3, 16, 16), torch.tensor([10])
+    c = model.get_learned_conditioning(image)
+    assert torch.equal(c, model.first_stage_model.encode(image))
+    assert torch.equal(model.apply_model(z, t, c), model.model.diffusion_model(torch.cat([z, c], 1), t))
+
+
+def test_a_condition_is_attended_to_without_concat_mode():
+    assert conditioned({"target": "torch.nn.Identity"}, concat_mode=False).model.conditioning_key == "crossattn"
+    assert conditioned({"target": "torch.nn.Identity"}).model.conditioning_key == "concat"
+    assert LatentDiffusion(**params()).model.conditioning_key is None
+
+
+def test_an_encoding_with_a_deviation_conditions_by_its_mode():
+    first = CONFIG["model"]["params"]["first_stage_config"]
+    coder = {"embed_dim": 3, "ddconfig": {**first["params"]["ddconfig"], "double_z": True}}
+    stage = {"target": "ldm.models.autoencoder.AutoencoderKL", "params": coder}
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    model = conditioned(stage)
+    assert torch.equal(model.get_learned_conditioning(image), model.cond_stage_model.encode(image).mode())
+
+
 def test_mistakes_are_told():
     with pytest.raises(UserError, match="unconditional"):
         LatentDiffusion(**params()).get_learned_conditioning({})

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from ldm.util import instantiate_from_config
 from model_loader import (
@@ -35,6 +36,23 @@ def test_the_first_stage_comes_from_its_own_file_when_the_model_lacks_it(prefix,
     rest = ckpt({k: v for k, v in state.items() if not k.startswith(FIRST_STAGE)})
     config = changed(first_stage_config__params__ckpt_path=str(first))
     assert_same(load_model_from_config(config, rest), state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", f"module.{FIRST_STAGE}"])
+def test_the_first_stages_own_file_may_have_the_prefixes_of_training(prefix, state, ckpt):
+    own = {prefix + k.removeprefix(FIRST_STAGE): v for k, v in state.items() if k.startswith(FIRST_STAGE)}
+    first = ckpt(own, "first.ckpt")
+    rest = ckpt({k: v for k, v in state.items() if not k.startswith(FIRST_STAGE)})
+    assert_same(load_model_from_config(changed(first_stage_config__params__ckpt_path=str(first)), rest), state)
+
+
+def test_the_configuration_that_was_given_is_not_the_advice(tmp_path):
+    config = ROOT / "configs" / "latent-diffusion" / "demo-ldm-vq-4.yaml"
+    stored = load_file(ROOT / "models" / "demo" / "model.safetensors")
+    save_file({k: v for k, v in stored.items() if k.startswith("model.")}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"tensors missing .*\nlikely cause: first_stage_config") as error:
+        load_model_from_config(load_yaml(config), tmp_path / "a.safetensors")
+    assert "give that as" not in str(error.value)
 
 
 def test_a_first_stage_that_is_nowhere_is_said_with_its_path_and_the_remedy(state, ckpt):
@@ -79,6 +97,35 @@ def test_a_file_that_does_not_fit_is_refused_with_names(state, ckpt, spoil, mess
     with pytest.raises(UserError, match=message) as error:
         load_model_from_config(CONFIG, ckpt(state))
     assert "likely cause: the configuration is another model's" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("ddconfig__mid_attention", r"20 tensors that the model does not have \(first_stage_model\..*attn_1"),
+        ("use_quant_conv", r"2 tensors that the model does not have \(first_stage_model\.quant_conv"),
+        ("use_post_quant_conv", r"2 tensors that the model does not have \(first_stage_model\.post_quant_conv"),
+    ],
+)
+def test_a_first_stage_with_more_than_its_configuration_has_is_refused(key, told, state, ckpt):
+    config = changed(**{f"first_stage_config__params__{key}": False})
+    with pytest.raises(UserError, match=told) as error:
+        load_model_from_config(config, ckpt(state))
+    assert "likely cause: first_stage_config describes another autoencoder" in str(error.value)
+
+
+def test_attention_that_the_configuration_leaves_out_is_refused(ckpt):
+    attention = changed(first_stage_config__params__ddconfig__attn_resolutions=[8])
+    path = ckpt(instantiate_from_config(attention["model"]).state_dict())
+    load_model_from_config(attention, path)
+    with pytest.raises(UserError, match=r"tensors that the model does not have \(first_stage_model\..*attn\.0"):
+        load_model_from_config(CONFIG, path)
+
+
+def test_what_training_keeps_beside_a_first_stage_does_no_harm(state, ckpt):
+    names = ("loss.logvar", "model_ema.decay", "quantize.used", "quantize.embedding.cluster_size", "colorize")
+    extra = {FIRST_STAGE + name: torch.ones(2) for name in (*names, "quantize.embedding.embed_avg")}
+    assert_same(load_model_from_config(CONFIG, ckpt(state | extra)), state)
 
 
 def test_another_family_is_refused_with_a_short_list(state, ckpt):

@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from ldm.util import instantiate_from_config
 from model_loader import (
     build_model,
     get_model,
@@ -96,6 +97,60 @@ def test_the_schedule_of_the_file_is_used_and_a_difference_is_said(state, ckpt, 
     assert "noise schedule" in caplog.text
 
 
+def other_schedule():
+    """Betas, and what follows from them, of another schedule than the configuration's."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    return {"betas": betas, "alphas_cumprod": torch.cumprod(1 - betas, 0)}
+
+
+@pytest.mark.parametrize("held", [("betas",), ("alphas_cumprod",), ("betas", "alphas_cumprod")])
+def test_a_part_of_another_schedule_gives_the_whole_of_it(held, state, ckpt, caplog):
+    networks = {name: tensor for name, tensor in state.items() if name.startswith(("model.", "first_stage_model."))}
+    want = other_schedule()
+    model = load_model_from_config(CONFIG, ckpt(networks | {name: want[name].float() for name in held}))
+    assert "noise schedule" in caplog.text
+    abar = want["alphas_cumprod"]
+    assert torch.allclose(model.alphas_cumprod.double(), abar, rtol=1e-5)
+    assert torch.allclose(model.sqrt_alphas_cumprod.double(), abar.sqrt(), rtol=1e-5)
+    assert torch.allclose(model.sqrt_recipm1_alphas_cumprod.double(), (1 / abar - 1).sqrt(), rtol=1e-3)
+    # Of a product in float32, a factor is known to its rounding: 6e-8 of 1, against a beta of 1e-4 or more.
+    assert torch.allclose(model.betas.double(), want["betas"], rtol=2e-3)
+
+
+@pytest.mark.parametrize("held", [("betas",), ("alphas_cumprod",), ("betas", "alphas_cumprod")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_another_schedule_in_half_precision_is_refused(held, dtype, state, ckpt):
+    for name in ("betas", "alphas_cumprod"):
+        state.pop(name)
+    rounded = {name: other_schedule()[name].to(dtype) for name in held}
+    with pytest.raises(UserError, match="another noise schedule than the configuration's, and holds it in half"):
+        load_model_from_config(CONFIG, ckpt(state | rounded))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("beta_schedule", ["linear", "cosine"])
+def test_the_rounding_of_a_schedule_is_no_other_schedule(beta_schedule, dtype, ckpt, caplog):
+    config = changed(beta_schedule=beta_schedule)
+    state = instantiate_from_config(config["model"]).state_dict()
+    rounded = {name: tensor.to(dtype) if tensor.shape == (1000,) else tensor for name, tensor in state.items()}
+    assert_same(load_model_from_config(config, ckpt(rounded)), state)
+    assert not caplog.messages
+
+
+def test_no_signal_at_the_last_step_is_said_to_be_unsupported(state, ckpt):
+    state["betas"][-1], state["alphas_cumprod"][-1] = 1, 0
+    state["sqrt_recip_alphas_cumprod"][-1] = float("inf")
+    for lacking in ((), ("betas",), ("alphas_cumprod",)):
+        held = {name: tensor for name, tensor in state.items() if name not in lacking}
+        with pytest.raises(
+            UserError, match=r"no signal at the last step \(zero terminal SNR\), which is not supported"
+        ):
+            load_model_from_config(CONFIG, ckpt(held))
+    state["betas"][-1] = 2
+    with pytest.raises(UserError, match="betas holds numbers outside 0 to 1: the file is damaged"):
+        load_model_from_config(CONFIG, ckpt(state))
+
+
 def test_what_only_training_used_is_counted_in_one_line(state, ckpt, caplog):
     extra = {
         "loss.perceptual.weight": torch.ones(2),
@@ -125,6 +180,15 @@ def test_the_moving_average_is_used_only_when_asked_for(state, ckpt):
 def test_weights_and_their_average_under_two_names_of_a_file(names, state, tmp_path):
     averaged = {name: 2 * tensor if name.startswith("model.") else tensor for name, tensor in state.items()}
     torch.save({names[0]: state, names[1]: averaged, "step": 3}, tmp_path / "a.pt")
+    assert_same(load_model_from_config(CONFIG, tmp_path / "a.pt"), state)
+    assert_same(load_model_from_config(CONFIG, tmp_path / "a.pt", use_ema=True), averaged)
+
+
+@pytest.mark.parametrize("name", ["state_dict", "module", "model", "ema_model"])
+@pytest.mark.parametrize("names", [("state_dict", "ema"), ("model", "model_ema")])
+def test_an_average_may_be_in_a_container_of_its_own(names, name, state, tmp_path):
+    averaged = {name: 2 * tensor if name.startswith("model.") else tensor for name, tensor in state.items()}
+    torch.save({names[0]: state, names[1]: {name: averaged, "decay": 0.999}}, tmp_path / "a.pt")
     assert_same(load_model_from_config(CONFIG, tmp_path / "a.pt"), state)
     assert_same(load_model_from_config(CONFIG, tmp_path / "a.pt", use_ema=True), averaged)
 

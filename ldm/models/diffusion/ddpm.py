@@ -11,10 +11,13 @@ from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian, IdentityFirs
 from ldm.models.diffusion.evaluations import EvaluationCounter
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import extract_into_tensor, make_beta_schedule
+from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
 from ldm.modules.sizes import Channels, Side
 from ldm.util import instantiate_from_config, read_params
 from util.errors import UserError
 from util.settings import Flag, Number, Positive, Settings, Text, whole
+
+FIRST_STAGES = (VQModelInterface, AutoencoderKL, IdentityFirstStage)
 
 
 def compute_plainly(network: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -57,7 +60,9 @@ class LatentDiffusionSettings(Settings):
         unet_config, first_stage_config, cond_stage_config: what `instantiate_from_config` builds.
         image_size, channels: side and channels of the latent.
         timesteps, beta_schedule, linear_start, linear_end, cosine_s: the forward process.
-        conditioning_key: how conditioning enters the UNet: None, "concat", "crossattn" or "adm".
+        conditioning_key: how conditioning enters the UNet: "concat", "crossattn" or "adm". None is, for a model with a
+            condition, "crossattn" of classes and texts, and of other conditions as `concat_mode` says.
+        concat_mode: with no key, other conditions are joined to the latent ("concat"), not attended to ("crossattn").
         parameterization: what the UNet predicts: the noise ("eps"), the clean latent ("x0"), or "v", which is
             ``sqrt(abar) eps - sqrt(1 - abar) z0`` (Salimans and Ho, 2022).
         scale_factor, shift_factor: latents are ``scale_factor (z - shift_factor)`` of the first stage's z.
@@ -77,6 +82,7 @@ class LatentDiffusionSettings(Settings):
     linear_end: Number = 2e-2
     cosine_s: Number = 8e-3
     conditioning_key: Literal["concat", "crossattn", "adm"] | None = None
+    concat_mode: Flag = True
     cond_stage_key: str = "image"
     parameterization: Literal["eps", "v", "x0"] = "eps"
     scale_factor: Positive = 1.0
@@ -110,16 +116,15 @@ class LatentDiffusion(nn.Module):
         self.num_timesteps, self.parameterization = settings.timesteps, settings.parameterization
         self.compute: Callable[..., Any] = compute_plainly
         self.evaluations = EvaluationCounter()
-        key = settings.conditioning_key
-        if key is None and settings.cond_stage_config != "__is_unconditional__":
-            key = "crossattn"
-        self.model = DiffusionWrapper(settings.unet_config, key)
-        stages = (VQModelInterface, AutoencoderKL, IdentityFirstStage)
-        self.first_stage_model = _part("first_stage_config", settings.first_stage_config, *stages)
+        self.model = DiffusionWrapper(settings.unet_config, settings.conditioning_key)
+        self.first_stage_model = _part("first_stage_config", settings.first_stage_config, *FIRST_STAGES)
         self.cond_stage_model = instantiate_from_config(settings.cond_stage_config)
         if settings.cond_stage_config == "__is_first_stage__":
             # Not registered a second time: its tensors are the first stage's.
             object.__setattr__(self, "cond_stage_model", self.first_stage_model)
+        if settings.conditioning_key is None and self.cond_stage_model is not None:
+            attends = isinstance(self.cond_stage_model, ClassEmbedder | FrozenCLIPEmbedder) or not settings.concat_mode
+            self.model.conditioning_key = "crossattn" if attends else "concat"
         self.shift_factor = settings.shift_factor
         if settings.scale_by_std:
             self.register_buffer("scale_factor", torch.tensor(settings.scale_factor))
@@ -127,19 +132,27 @@ class LatentDiffusion(nn.Module):
             self.scale_factor = settings.scale_factor
         self.register_schedule()
 
-    def register_schedule(self, device: torch.device | str | None = None) -> None:
+    def register_schedule(self, device: torch.device | str | None = None, own: Tensor | None = None) -> None:
         """Compute the float32 schedule buffers, of shape (timesteps,), in NumPy's float64 (Ho et al., 2020).
 
         Called again with a device, it gives a model that was built on the meta device real buffers.
+
+        Args:
+            device: where they go.
+            own: betas in place of the settings', (timesteps,).
+
+        Raises:
+            UserError: they are no schedule.
         """
         settings = self.settings
         schedule = settings.beta_schedule, settings.timesteps, settings.linear_start, settings.linear_end
-        betas = make_beta_schedule(*schedule, settings.cosine_s)
+        betas = make_beta_schedule(*schedule, settings.cosine_s) if own is None else own.double().numpy(force=True)
         alphas = 1.0 - betas
         abar = np.cumprod(alphas)
         if not (abar > 0).all() or not (abar < 1).all():
             name, _, start, end = schedule
-            raise UserError(f"the noise schedule {name!r} from {start} to {end} gives no betas between 0 and 1")
+            which = f"{name!r} from {start} to {end}" if own is None else "of the checkpoint"
+            raise UserError(f"the noise schedule {which} gives no betas between 0 and 1")
         abar_prev = np.append(1.0, abar[:-1])
         posterior_variance = betas * (1.0 - abar_prev) / (1.0 - abar)
         buffers = {
@@ -283,9 +296,14 @@ class LatentDiffusion(nn.Module):
     def get_learned_conditioning(self, c: Any) -> Tensor:
         """The conditioning that `apply_model` takes, of what the conditioning stage takes: class labels, or prompts.
 
+        Of a picture (B, C, H, W), where that stage is an autoencoder: the encoding, or the mode of a Gaussian.
+
         Raises:
             UserError: the model is unconditional.
         """
         if self.cond_stage_model is None:
             raise UserError("this model is unconditional: it takes no class label and no prompt")
-        return self.cond_stage_model(c)
+        if not isinstance(self.cond_stage_model, FIRST_STAGES):
+            return self.cond_stage_model(c)
+        encoding = self._run(self.cond_stage_model.encode, c)
+        return encoding.mode() if isinstance(encoding, DiagonalGaussian) else encoding
