@@ -56,7 +56,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: the file is not there, too large or not YAML, it refers to itself, a key is there twice, it has any
-            other tag, or its top level is not a mapping.
+            other tag, or its top level is not a mapping; a text calls one of OmegaConf's functions, of which one reads
+            the environment.
     """
     try:
         content = yaml.load(_read(path), _Loader)
@@ -87,7 +88,7 @@ def _read(path: str | Path) -> bytes:
 
 
 def _check_extent(content: Any) -> None:
-    """Raise UserError for a structure that contains itself, or one that aliases blow up."""
+    """Raise UserError for a structure that contains itself, or one that aliases blow up; or for one of its texts."""
     todo = [content]
     for _ in range(MAX_VALUES):
         if not todo:
@@ -97,4 +98,12 @@ def _check_extent(content: Any) -> None:
             todo.extend(value.values())
         elif isinstance(value, list | tuple):
             todo.extend(value)
+        elif isinstance(value, str):
+            _check_text(value)
     raise UserError(f"more than {MAX_VALUES:,} values, or one that contains itself")
+
+
+def _check_text(text: str) -> None:
+    """Raise UserError for a text in which OmegaConf would call a function (``${NAME:...}``, however put together)."""
+    if ":" in text.partition("${")[2]:
+        raise UserError(f"{text!a:.80} is refused: ${{...}} takes the name of another setting, and calls no function")

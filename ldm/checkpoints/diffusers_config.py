@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from ldm.checkpoints.diffusers_settings import AutoencoderKL, Scheduler, UNet2DConditionModel, UNet2DModel, VQModel
 from ldm.checkpoints.shards import read_json
+from ldm.modules.encoders.text_settings import TextModelSettings
 from util.errors import UserError
 from util.settings import Settings, read
 
@@ -23,6 +24,8 @@ SCHEDULER_DEFAULTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("LCMScheduler", "TCDScheduler"), _LATER_BETAS | {"beta_schedule": "scaled_linear"}),
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
+# What transformers takes where a text model's file leaves it out, and Stable Diffusion's has otherwise.
+TEXT_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 S = TypeVar("S", bound=Settings)
@@ -157,8 +160,10 @@ def _refuse_other_pipelines(folder: Path) -> None:
     kind = None
     if (folder / "transformer").is_dir() or "transformer" in index:
         kind = f"{name}: its network is a transformer, not a UNet (Stable Diffusion 3, Flux and the like)"
-    elif (folder / "text_encoder_2").is_dir() or "text_encoder_2" in index or fields.get("addition_embed_type"):
+    elif (folder / "text_encoder_2").is_dir() or "text_encoder_2" in index:
         kind = "Stable Diffusion XL: it has two text encoders"
+    elif fields.get("addition_embed_type"):
+        kind = f"a UNet that takes a further condition (addition_embed_type is {fields['addition_embed_type']!r:.40})"
     elif fields.get("_class_name") == "UNet2DConditionModel":
         if fields.get("in_channels") == 9:
             kind = "an inpainting UNet of Stable Diffusion: it takes mask and masked picture as input (9 channels)"
@@ -279,10 +284,13 @@ def _text_config(folder: Path, unet: UNet2DConditionModel) -> dict[str, Any]:
     names = fields.get("architectures") or ["CLIPTextModel"]
     if names != ["CLIPTextModel"]:
         raise UserError(f"{path}: architectures is {str(names)!a:.80}, and must be CLIPTextModel")
-    if fields.get("hidden_size") != unet.cross_attention_dim:
-        raise UserError(f"{path}: hidden_size is {fields.get('hidden_size')!a:.40}, and the UNet's cross_attention_dim "
+    # Its fields alone: other texts of the file have no business in a configuration, which resolves what is in ${}.
+    settings = _read_fields(TextModelSettings, TEXT_DEFAULTS | fields, path)
+    if settings.hidden_size != unet.cross_attention_dim:
+        raise UserError(f"{path}: hidden_size is {settings.hidden_size}, and the UNet's cross_attention_dim "
                         f"{unet.cross_attention_dim}")  # fmt: skip
+    tokenizer = str(folder / "tokenizer").replace("${", r"\${")  # the text itself, in a configuration
     return {
         "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
-        "params": {"config": fields, "tokenizer": str(folder / "tokenizer")},
+        "params": {"config": settings.to_plain(), "tokenizer": tokenizer},
     }

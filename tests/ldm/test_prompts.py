@@ -107,6 +107,28 @@ def test_a_prompt_that_is_too_long_is_told(model, caplog):
     assert "a text has 15 tokens: those after the first 12 are cut off" in caplog.text
 
 
+def test_the_tokenizer_may_say_a_shorter_length(tmp_path, caplog):
+    pytest.importorskip("transformers")
+    stage = embedder_config(tmp_path)
+    told = tmp_path / "tokenizer" / "tokenizer_config.json"
+    told.write_text('{"model_max_length": 5}')
+    assert instantiate_from_config(stage).tokens(["abcdef"]).shape == (1, LENGTH)  # the length that was given
+    stage["params"].pop("max_length")
+    assert instantiate_from_config(stage).tokens(["abcdef"]).shape == (1, 5)
+    assert "a text has 8 tokens: those after the first 5 are cut off" in caplog.text
+    told.write_text('{"model_max_length": 1000}')
+    assert instantiate_from_config(stage).tokens(["a"]).shape == (1, LENGTH)
+    told.write_text('{"model_max_length": 1}')
+    with pytest.raises(UserError, match="model_max_length is 1: expected a number, 2 or more"):
+        instantiate_from_config(stage).tokens(["a"])
+
+
+def test_another_layers_output_is_refused():
+    stage = {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": {"layer": "pooled"}}
+    with pytest.raises(UserError, match=r"layer: expected 'last', got 'pooled'"):
+        instantiate_from_config(stage)
+
+
 def test_what_a_model_does_not_take_is_refused(model):
     with pytest.raises(UserError, match="no classes: it takes a prompt"):
         guidance(model, class_label=1)

@@ -48,6 +48,17 @@ def test_any_other_tag_is_refused_by_name_in_one_line(read, tag):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a/${oc.env:HOME}", "${oc.${b}:HOME}", "${oc.decode:'x'}"])
+def test_a_file_cannot_read_the_environment(read, text):
+    with pytest.raises(UserError, match="calls no function") as error:
+        read(f'a: [{{c: "{text}"}}]\nb: env')
+    assert "\n" not in str(error.value)
+
+
+def test_the_name_of_another_setting_stays_as_it_is(read):
+    assert read('a: "c:/${b.c}/d"\nb: {c: 1}') == {"a": "c:/${b.c}/d", "b": {"c": 1}}
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

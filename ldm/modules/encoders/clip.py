@@ -3,55 +3,33 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import torch
-from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor, nn
 
-from ldm.modules.sizes import Blocks, Channels, Entries
+from ldm.modules.encoders.text_settings import TextModelSettings
 from util.errors import UserError
 from util.logging import LOGGER
-from util.settings import Count, Positive, Settings, read
+from util.settings import Count, read
 
 LARGE = "openai/clip-vit-large-patch14"
 MODELS = Path(__file__).resolve().parents[3] / "models" / "hub"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")  # one or the other
-
-
-def _activation(value: Any) -> str:
-    if value not in ("quick_gelu", "gelu"):
-        raise ValueError("expected quick_gelu or gelu")
-    return value
-
-
-class TextModelSettings(Settings):
-    """The shape of CLIP's text model, as its `config.json` has it; what else such a file says is not read.
-
-    The defaults are those of `LARGE`, which Stable Diffusion 1 takes.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    vocab_size: Entries = 49408
-    hidden_size: Channels = 768
-    intermediate_size: Channels = 3072
-    num_hidden_layers: Blocks = 12
-    num_attention_heads: Channels = 12
-    max_position_embeddings: Count = 77
-    hidden_act: Annotated[str, BeforeValidator(_activation)] = "quick_gelu"
-    layer_norm_eps: Positive = 1e-5
+_FRAME = 2  # tokens that mark a text's start and end
 
 
 class FrozenCLIPEmbedder(nn.Module):
-    """Texts to a context (B, max_length, width): what CLIP's text model makes of each token, behind its last norm.
+    """Texts to a context (B, length, width): what CLIP's text model makes of each token, behind its last norm.
 
     Args:
         version: which model; only `LARGE` is known by name.
         config: the model's settings, of `TextModelSettings`; by default those of `LARGE`.
         tokenizer: a folder with the tokenizer's files; by default where `LARGE` is on this machine. Nothing is fetched.
-        max_length: tokens of a text, cut off or filled up to; by default as many as the model knows positions.
-        device, freeze, layer: accepted because published settings name them; they change nothing.
+        max_length: tokens of a text, cut off or filled up to; by default as many as the model knows positions, or
+            fewer where the tokenizer says so (its `model_max_length`), as diffusers has it.
+        device, freeze: accepted because published settings name them; they change nothing.
+        layer: which layer's output; only the last one's, behind the norm, is supported.
 
     Raises:
         UserError: the package is missing, or settings are not those of such a model.
@@ -65,13 +43,14 @@ class FrozenCLIPEmbedder(nn.Module):
         max_length: Count | None = None,
         device: Any = None,
         freeze: Any = None,
-        layer: Any = None,
+        layer: Literal["last"] | None = None,
     ):
         super().__init__()
         if version != LARGE and config is None:
             raise UserError(f"FrozenCLIPEmbedder: the text encoder {version!r:.80} is not known; only {LARGE} is")
         settings = read(TextModelSettings, config, "config of FrozenCLIPEmbedder")
         self.max_length = min(max_length or settings.max_position_embeddings, settings.max_position_embeddings)
+        self._length_is_given = max_length is not None
         self.width, self.vocabulary = settings.hidden_size, settings.vocab_size
         transformers = _transformers()
         # The tokens' numbers are for an output that is not used here.
@@ -95,16 +74,26 @@ class FrozenCLIPEmbedder(nn.Module):
             self._tokenizer = _read_tokenizer(self._folder)
         return self._tokenizer
 
+    def _length(self) -> int:
+        """How many tokens a text is cut off or filled up to."""
+        if self._length_is_given:
+            return self.max_length
+        longest = self.tokenizer.model_max_length  # as its file says, which may say anything; 1e30 where it is silent
+        if not isinstance(longest, int | float) or not longest >= _FRAME:
+            raise UserError(f"the tokenizer's model_max_length is {longest!a:.40}: expected a number, {_FRAME} or more")
+        return int(min(self.max_length, longest))
+
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Return the tokens of texts, (B, max_length); a text that is cut off is told in the log.
+        """Return the tokens of texts, (B, length); a text that is cut off is told in the log.
 
         Raises:
-            UserError: the tokenizer is another model's.
+            UserError: the tokenizer is another model's, or says no length that a text may have.
         """
+        length = self._length()
         for text in texts:
-            if (count := len(self.tokenizer(text)["input_ids"])) > self.max_length:
-                LOGGER.warning("a text has %d tokens: those after the first %d are cut off", count, self.max_length)
-        batch = self.tokenizer(list(texts), padding="max_length", max_length=self.max_length, truncation=True)
+            if (count := len(self.tokenizer(text)["input_ids"])) > length:
+                LOGGER.warning("a text has %d tokens: those after the first %d are cut off", count, length)
+        batch = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True)
         tokens = torch.tensor(batch["input_ids"], device="cpu")
         if int(tokens.max()) >= self.vocabulary:
             raise UserError(f"the tokenizer has more than the text model's {self.vocabulary} tokens")

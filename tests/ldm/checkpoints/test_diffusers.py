@@ -1,20 +1,25 @@
 """Folders in the diffusers layout, against what diffusers itself makes of the same weights."""
 
+import importlib
 import json
 import re
 import sys
 from collections import OrderedDict
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from ldm.checkpoints.diffusers_config import read_config
-from model_loader import get_model
+from ldm.checkpoints.diffusers_config import TEXT_DEFAULTS, read_config
+from ldm.modules.encoders.text_settings import TextModelSettings
+from model_loader import get_model, model_config
 from tests.diffusers_folder import recorded, write_folder
 from tests.reference.recorded import relative_error
 from util.errors import UserError
+from util.settings import read
 
 FILE = "diffusion_pytorch_model"
 # Of the largest value. The plain networks are as close; fast convolutions are no farther.
@@ -245,6 +250,10 @@ REFUSED = {
     "no signal at the end": ({"scheduler": {"rescale_betas_zero_snr": True}}, "rescale_betas_zero_snr"),
     "flow matching": ({"scheduler": {"prediction_type": "flow_prediction"}}, "prediction_type: expected"),
     "Stable Diffusion XL": ({"index": {"text_encoder_2": ["transformers", "CLIPTextModel"]}}, "Stable Diffusion XL"),
+    "a further condition": (
+        {"unet": {"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_image"}},
+        "a UNet that takes a further condition (addition_embed_type is 'text_image')",
+    ),
     "a transformer": (
         {"index": {"_class_name": "FluxPipeline", "transformer": []}},
         "FluxPipeline: its network is",
@@ -310,6 +319,59 @@ def test_an_index_leads_nowhere_else(tmp_path):
         get_model(None, folder, device="cpu")
 
 
-def test_a_folder_brings_its_configuration(tmp_path):
+def test_a_folder_brings_its_configuration(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "vq", "vq")
     with pytest.raises(UserError, match="has its own configuration: leave out --ldm_config"):
-        get_model(tmp_path / "own.yaml", write_folder(tmp_path / "vq", "vq"), device="cpu")
+        get_model(tmp_path / "own.yaml", folder, device="cpu")
+    # A model of the hub, by its id.
+    monkeypatch.setattr("model_loader.resolve_model", {"some/one": folder, Path("some/one"): folder}.get)
+    for given in ("some/one", Path("some/one")):
+        with pytest.raises(UserError, match="some/one has its own configuration: leave out --ldm_config"):
+            model_config(tmp_path / "own.yaml", given)
+
+
+def test_attention_that_the_configuration_says_is_not_there_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "vq", "vq", vqvae={"mid_block_add_attention": False})
+    with pytest.raises(UserError, match=r"that the model does not have .*\.attn_1\."):
+        get_model(None, folder, device="cpu")
+
+
+def text_params(folder):
+    """What a folder's configuration says of its text encoder, as the model is built from it."""
+    config = OmegaConf.to_container(OmegaConf.create(read_config(folder)), resolve=True)
+    return config["model"]["params"]["cond_stage_config"]["params"]
+
+
+def test_texts_of_a_file_stay_texts(tmp_path):
+    """A configuration resolves `${}`, which can read the environment."""
+    texts = {"_name_or_path": "${oc.env:HOME}", "note": "${nothing}", "list": ["${oc.env:HOME}"]}
+    name = "${oc.env:HOME}"
+    params = text_params(write_folder(tmp_path / name, "text", text_encoder=texts))
+    assert params["tokenizer"] == str(tmp_path / name / "tokenizer")
+    assert set(params["config"]) == set(TextModelSettings.model_fields)
+    folder = write_folder(tmp_path / "other", "text", text_encoder={"hidden_act": "${oc.env:HOME}"})
+    with pytest.raises(
+        UserError, match=r"config.json: hidden_act: expected quick_gelu or gelu, got '\$\{oc.env:HOME\}'"
+    ):
+        read_config(folder)
+
+
+@WITH_TRANSFORMERS
+def test_a_folder_may_have_any_name(tmp_path):
+    model = get_model(None, write_folder(tmp_path / "${x}", "text"), device="cpu")
+    assert model.get_learned_conditioning([""]).shape[0] == 1
+
+
+def test_what_a_text_model_leaves_out_is_as_transformers_has_it(tmp_path):
+    folder = write_folder(tmp_path / "text", "text")
+    path = folder / "text_encoder" / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({key: fields[key] for key in fields if key != "num_attention_heads"}))
+    assert text_params(folder)["config"] == text_params(folder)["config"] | {"num_attention_heads": 8}
+
+
+@WITH_TRANSFORMERS
+def test_those_defaults_are_those_of_transformers():
+    own = importlib.import_module("transformers").CLIPTextConfig()
+    told = read(TextModelSettings, TEXT_DEFAULTS)
+    assert told.to_plain() == {name: getattr(own, name) for name in TextModelSettings.model_fields}
