@@ -1,6 +1,7 @@
 """Verdicts on the demo model, whole and spoilt in ways that checkpoints are, and on a tiny one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ldm.models.diffusion.summary import summary
+from ldm.modules.encoders.modules import ClassEmbedder
 from model_loader import build_model
 from scripts.check_model import main
 from scripts.model_checks import verdicts
+from scripts.model_checks.check import Check
 from tests.diffusers_folder import write_folder
 from tests.tiny import family, write_model, write_pictures
 from util.yaml import load_yaml
@@ -193,6 +196,14 @@ def test_verdicts_at_their_limits():
     assert verdicts.on_prior(2.0, 0.5, 0.18, 1.0)[-1].text.endswith("The pictures suggest about 0.18")
     assert "better" in verdicts.on_average(0.01, 0.5, 0.4).text
     assert "worse" in verdicts.on_average(0.01, 0.5, 0.9).text
+
+
+@pytest.mark.parametrize(("classes", "label"), [(1000, 0), (1001, 1000), (2000, 0)])
+def test_classes_are_checked_by_the_null_class_or_the_first(classes, label):
+    stage = ClassEmbedder(4, classes)
+    model = SimpleNamespace(cond_stage_model=stage, get_learned_conditioning=stage)
+    (condition,) = Check.guidance(SimpleNamespace(class_label=None), model, 1).values()
+    assert torch.equal(condition, stage.embedding.weight[label][None, None])
 
 
 def test_the_configuration_that_fits_is_named(tmp_path, capsys):

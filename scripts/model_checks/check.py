@@ -19,7 +19,7 @@ from ldm.checkpoints.digest import checkpoint_sha256
 from ldm.checkpoints.fitting import FIRST_STAGE, own_names, unused_tensors
 from ldm.checkpoints.reading import AVERAGES, StoredTensor
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.guidance import NULL_CLASS, guidance
+from ldm.models.diffusion.guidance import guidance, has_null_class
 from ldm.models.diffusion.summary import summary
 from ldm.modules.encoders.modules import ClassEmbedder
 from model_loader import get_model, read_weights, resolve_model
@@ -128,7 +128,7 @@ class Check:
     def guidance(self, model: LatentDiffusion, batch: int) -> dict[str, Any]:
         """Return the conditioning for a batch: an empty text; or the class asked for, or none, or the first."""
         stage, label = model.cond_stage_model, self.class_label
-        if label is None and isinstance(stage, ClassEmbedder) and stage.n_classes <= NULL_CLASS:
+        if label is None and isinstance(stage, ClassEmbedder) and not has_null_class(stage):
             label = 0
         return guidance(model, label, batch=batch)
 

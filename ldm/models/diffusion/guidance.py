@@ -10,7 +10,7 @@ from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
 from util.errors import UserError
 from util.logging import LOGGER
 
-NULL_CLASS = 1000  # "no class", for the models that have it after ImageNet's thousand
+NULL_CLASS = 1000  # "no class", for the models that have it after ImageNet's thousand and nothing behind it
 
 
 def guidance(
@@ -53,6 +53,11 @@ def guidance(
     return {}
 
 
+def has_null_class(stage: ClassEmbedder) -> bool:
+    """Whether the last class of a model means "no class": known of those of ImageNet's thousand classes alone."""
+    return stage.n_classes == NULL_CLASS + 1
+
+
 def _takes(stage: Any) -> str:
     if isinstance(stage, FrozenCLIPEmbedder):
         return ": it takes a prompt"
@@ -83,7 +88,7 @@ def _by_class(
     model: LatentDiffusion, stage: ClassEmbedder, label: int | None, scale: float, batch: int
 ) -> dict[str, Any]:
     classes = stage.n_classes
-    has_null = classes > NULL_CLASS
+    has_null = has_null_class(stage)
     if label is None and not has_null:
         raise UserError(f"this model is class-conditional: give class_label=N, from 0 to {classes - 1}")
     if label is not None and not 0 <= label < classes:

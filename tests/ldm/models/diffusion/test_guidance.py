@@ -39,6 +39,13 @@ def test_no_label_is_the_null_class_where_there_is_one():
         guidance(model(1000))
 
 
+def test_more_classes_than_imagenets_have_no_null_class_among_them():
+    with pytest.raises(UserError, match="class_label=N, from 0 to 1999"):
+        guidance(model(2000))
+    with pytest.raises(UserError, match="no null class"):
+        guidance(model(2000), class_label=3, scale=2.0)
+
+
 def test_what_the_model_cannot_do_is_refused():
     with pytest.raises(UserError, match="from 0 to 999"):
         guidance(model(1000), class_label=1000)
