@@ -29,7 +29,7 @@ from ldm.checkpoints.fitting import (
 )
 from ldm.checkpoints.kinds import UNET, candidate_configurations, refuse_other_kinds
 from ldm.checkpoints.noise_schedule import NAMES, is_rounded, take_schedule
-from ldm.checkpoints.places import download_name, resolve_model
+from ldm.checkpoints.places import download_name, place_of, resolve_model
 from ldm.checkpoints.reading import StoredTensor, read_checkpoint
 from ldm.checkpoints.shards import files_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -87,11 +87,12 @@ def model_config(ldm_config: str | Path | None, diffusion_config: str | Path) ->
         UserError: there is no model, its configuration cannot be told or used, or one is given for a folder that has
             its own.
     """
-    path = resolve_model(diffusion_config)
     if ldm_config is not None:
-        if is_diffusers_folder(path):
+        place = place_of(diffusion_config)
+        if place is not None and is_diffusers_folder(place):
             raise UserError(f"{diffusion_config} has its own configuration: leave out --ldm_config {ldm_config}")
         return load_yaml(ldm_config)
+    path = resolve_model(diffusion_config)
     if path.is_dir():
         return read_config(path)
     if path.with_suffix(".yaml").is_file():

@@ -32,13 +32,13 @@ def resolve_model(given: str | Path, root: Path = ROOT / "models") -> Path:
     Raises:
         UserError: there is no model; the message says how to get one, and names those that are there.
     """
-    for path in (Path(given), root / "hub" / given):
+    path = place_of(given, root)
+    if path is not None:
         if path.is_file() or is_diffusers_folder(path):
             return path
         if path.is_dir():
             return _only_checkpoint(path)
-        if path.exists():
-            raise UserError(f"{path} is not a file: give the checkpoint itself")
+        raise UserError(f"{path} is not a file: give the checkpoint itself")
     here = available_models(root)
     among = f" (in {root.name}/: {', '.join(here[:SHOWN])}{', ...' if len(here) > SHOWN else ''})" if here else ""
     raise UserError(
@@ -46,6 +46,11 @@ def resolve_model(given: str | Path, root: Path = ROOT / "models") -> Path:
         f"to fetch the published one: bash scripts/download_models.sh {download_name(Path(given))}\n"
         f"or the model that ships with the project: {DEMO_COMMAND}"
     )
+
+
+def place_of(given: str | Path, root: Path = ROOT / "models") -> Path | None:
+    """Return what a path or the id of a model on the hub leads to, whatever that is; None where there is nothing."""
+    return next((path for path in (Path(given), root / "hub" / given) if path.exists()), None)
 
 
 def available_models(root: Path = ROOT / "models") -> list[str]:

@@ -324,7 +324,7 @@ def test_a_folder_brings_its_configuration(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has its own configuration: leave out --ldm_config"):
         get_model(tmp_path / "own.yaml", folder, device="cpu")
     # A model of the hub, by its id.
-    monkeypatch.setattr("model_loader.resolve_model", {"some/one": folder, Path("some/one"): folder}.get)
+    monkeypatch.setattr("model_loader.place_of", {"some/one": folder, Path("some/one"): folder}.get)
     for given in ("some/one", Path("some/one")):
         with pytest.raises(UserError, match="some/one has its own configuration: leave out --ldm_config"):
             model_config(tmp_path / "own.yaml", given)
@@ -337,7 +337,7 @@ def test_attention_that_the_configuration_says_is_not_there_is_refused(tmp_path)
 
 
 def text_params(folder):
-    """What a folder's configuration says of its text encoder, as the model is built from it."""
+    """Return the settings of a text encoder that a model of a folder is built from."""
     config = OmegaConf.to_container(OmegaConf.create(read_config(folder)), resolve=True)
     return config["model"]["params"]["cond_stage_config"]["params"]
 
@@ -362,7 +362,7 @@ def test_a_folder_may_have_any_name(tmp_path):
     assert model.get_learned_conditioning([""]).shape[0] == 1
 
 
-def test_what_a_text_model_leaves_out_is_as_transformers_has_it(tmp_path):
+def test_settings_that_a_text_model_leaves_out_are_as_transformers_has_it(tmp_path):
     folder = write_folder(tmp_path / "text", "text")
     path = folder / "text_encoder" / "config.json"
     fields = json.loads(path.read_text())
