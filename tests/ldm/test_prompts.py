@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ldm.models.diffusion.guidance import guidance
 from ldm.models.diffusion.prior import LatentPrior
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
 from ldm.util import instantiate_from_config
-from model_loader import build_model
+from model_loader import build_model, load_model_from_config
 from tests.text_model import LENGTH, SHAPE, embedder_config
 from tests.tiny import family
 from util.errors import UserError
@@ -121,6 +122,19 @@ def test_the_tokenizer_may_say_a_shorter_length(tmp_path, caplog):
     told.write_text('{"model_max_length": 1}')
     with pytest.raises(UserError, match="model_max_length is 1: expected a number, 2 or more"):
         instantiate_from_config(stage).tokens(["a"])
+
+
+@pytest.mark.parametrize("wrapper", ["", "text_model."])
+def test_more_layers_than_the_configuration_has_are_refused(wrapper, config, model, tmp_path):
+    before = "cond_stage_model.transformer."
+    stored = {name.replace(before, before + wrapper): tensor for name, tensor in model.state_dict().items()} | {
+        f"{before}{wrapper}embeddings.position_ids": torch.arange(LENGTH)
+    }
+    save_file(stored, tmp_path / "a.safetensors")
+    load_model_from_config(config, tmp_path / "a.safetensors")
+    save_file(stored | {f"{before}{wrapper}encoder.layers.2.mlp.fc1.bias": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"that the model does not have \(cond_stage_model\..*layers\.2\.mlp"):
+        load_model_from_config(config, tmp_path / "a.safetensors")
 
 
 def test_another_layers_output_is_refused():
