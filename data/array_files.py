@@ -1,7 +1,6 @@
 """Reading arrays of numbers from files that may be anything: .npy, .safetensors, and pictures as grey. No torch."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,13 @@ def read_deep(path: Path, content: bytes | None = None, frame: int = 0) -> DeepP
     reader = read_header(path, content, frame).reader
     if reader == "dicom":
         return dicom_files.read_deep(path, content, frame)
+    why: UserError | None = None
     if reader == "tiff":
-        with suppress(tiff_files.NeedsCodecError):
+        try:
             return tiff_files.read_deep(path, content, frame)
-    return deep_by_pillow.read_deep(path, content, frame, lambda level, text: None)
+        except tiff_files.NeedsCodecError as error:
+            why = error
+    try:
+        return deep_by_pillow.read_deep(path, content, frame, lambda level, text: None)
+    except UserError as error:  # where Pillow cannot either, the first reason is the true one
+        raise why or error from None

@@ -121,6 +121,8 @@ def _page(path: str | Path, content: bytes | None, frame: int) -> Iterator[tuple
             page = tiff.pages[frame]
             if Image.MAX_IMAGE_PIXELS and page.imagelength * page.imagewidth > Image.MAX_IMAGE_PIXELS:
                 raise UserError(too_many_pixels(repr(str(path))))
+            if min(page.imagelength, page.imagewidth) < 1:
+                raise ValueError(f"its sides are {page.imagelength} and {page.imagewidth}")
             if page.dtype is None:
                 raise ValueError(f"{page.bitspersample} bits a value")
             if len(page.dataoffsets) < math.prod(page.chunked):

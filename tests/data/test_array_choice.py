@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
-from tifffile import imwrite
+from tifffile import TiffFile, imwrite
 
 from data.array_choice import read_array
 from util.errors import UserError
@@ -152,7 +152,18 @@ def crashing_mat(path):
     path.write_bytes(content)
 
 
+def sideless_tiff(path):
+    """A TIFF of 16 bits whose header says that it is no pixels wide."""
+    imwrite(path, np.ones((8, 9), np.uint16))
+    with TiffFile(path) as tiff:
+        place = tiff.pages[0].tags["ImageWidth"].valueoffset
+    content = bytearray(path.read_bytes())
+    content[place : place + 2] = b"\0\0"
+    path.write_bytes(content)
+
+
 BROKEN = {
+    "sideless.tif": sideless_tiff,
     "crash.mat": crashing_mat,
     "pickled.npz": lambda path: np.savez(path, a=np.array([{}], dtype=object)),
     "evil.pt": lambda path: torch.save(Evil(), path),
