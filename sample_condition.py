@@ -52,7 +52,7 @@ def restore_images(args: Namespace) -> int:
     job.task.to(model.device)
     bars = sys.stderr.isatty() and not request.quiet and rank() == 0
     images = share([name for name, _ in job.pictures.pictures], request.shard)
-    with log_file(run.log_path(), request.title()), run.at_work(record, request.overwrite) as in_force:
+    with log_file(run.log_path(), request.title()), run.at_work(record, request.overwrite, images) as in_force:
         torch.set_num_threads(in_force["threads"])
         restorer = Restorer(model, job.solver, run, request.seed, request.batch_size, request.checkpoint_minutes, bars)
         with progress_bar(len(images), "images", request.quiet) as bar:

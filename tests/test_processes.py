@@ -11,6 +11,7 @@ import pytest
 
 from sample_condition import main
 from tests.runs import snapshot, words
+from tests.tiny import write_pictures
 from util.processes import share
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +50,18 @@ def test_the_parts_of_a_job_array_make_the_whole(order, place, whole, tmp_path):
         assert snapshot(tmp_path) != whole
         assert main(words(place, tmp_path, *ONE_THREAD, "--shard", f"{part}/3")) == 0
     assert snapshot(tmp_path) == whole
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_the_parts_of_a_job_array_keep_each_others_failures(order, place, tmp_path):
+    pictures = write_pictures(tmp_path / "in", ["a.png", "b.png", "c.png"])
+    (pictures / "a.png").write_bytes(b"junk")
+    command = ["--data", str(pictures), "--skip_bad", *ONE_THREAD]
+    assert main(words(place, tmp_path / "whole", *command, steps=2)) == 1
+    for part in order:
+        status = main(words(place, tmp_path / "parts", *command, "--shard", f"{part}/2", steps=2))
+        assert status == (part == 1)
+    assert snapshot(tmp_path / "parts") == snapshot(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from util.metrics import to_uint8
 from util.settings import Span
 
 FOLDERS = ("results", "input", "label", "baseline", "recon", "spread", "progress")
+SPREAD = ("mean", "std")
 UNFINISHED = ".unfinished"  # the folder of files that are being written
 
 
@@ -115,12 +116,19 @@ class RunFolder:
             refuse_others(self.root, record)
 
     @contextmanager
-    def at_work(self, record: Mapping[str, Any], overwrite: bool = False) -> Iterator[dict[str, Any]]:
+    def at_work(
+        self, record: Mapping[str, Any], overwrite: bool = False, images: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Work in the folder inside the block: others may join, by the same settings, and none may overwrite it.
 
-        `settings.yaml` is written, or found there, and then the run continues. Images that failed before their
-        first step, such as unreadable ones, are to be tried again. With ``overwrite``, results with other settings are
-        deleted, unless another process works there. Other arguments and exceptions as for `check`.
+        `settings.yaml` is written, or found there, and then the run continues. Of ``images``, those that failed before
+        their first step, such as unreadable ones, are to be tried again, and those whose inputs have changed are to be
+        restored again. With ``overwrite``, results with other settings are deleted, unless another process works there.
+        Other arguments and exceptions as for `check`.
+
+        Args:
+            images: those that this process is to restore; None is all. The others' results stay as they are: nobody
+                might make them anew.
 
         Yields:
             The record in force: threads that were not given are those in the folder, or else torch's own.
@@ -129,12 +137,12 @@ class RunFolder:
             with self._locks.alone():
                 self._locks.join()
                 self._scratch = self.root / UNFINISHED
-                in_force = self._begin(record, overwrite)
+                in_force = self._begin(record, overwrite, self.images if images is None else images)
             yield in_force
         finally:
             self._leave()
 
-    def _begin(self, record: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+    def _begin(self, record: Mapping[str, Any], overwrite: bool, images: Sequence[str]) -> dict[str, Any]:
         if overwrite and others_results(self.root, record) is not None:
             self._refuse_company()
             self._clear()
@@ -142,7 +150,7 @@ class RunFolder:
         found = read_record(self.root / SETTINGS)
         record = dict(record)
         if found is not None:
-            self._go_on(found, record)
+            self._go_on(found, record, images)
             record |= {key: found[key] for key in ("device", "versions")}
         if record["threads"] is None:
             record["threads"] = found["threads"] if found else torch.get_num_threads()
@@ -175,18 +183,33 @@ class RunFolder:
                 shutil.rmtree(self.root / folder)
         for file in ("metrics.csv", "failed.csv", REPORT, SETTINGS):
             (self.root / file).unlink(missing_ok=True)
-        self._results.reread()
 
-    def _go_on(self, found: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    def _go_on(self, found: Mapping[str, Any], record: Mapping[str, Any], images: Sequence[str]) -> None:
         for line in differences(found, record, CIRCUMSTANCES):
             LOGGER.warning("%s was begun under other circumstances: %s", self.root, line)
-        for name, row in list(self._results.read().items()):
+        own = set(images)
+        for name, row in self._results.read().items():
+            image = self._image_of.get(name)
+            if image is not None and image not in own:
+                continue
             if has_failed(row) and row["step"] is None:
-                self._results.forget(name)
+                self._forget(name, row["image"])
             elif row[INPUTS] and self._digest_of(name) not in (None, row[INPUTS]):
                 LOGGER.warning("%s: its picture, measurement, mask or kernel has changed: it is restored again", name)
-                self._results.forget(name)
+                self._forget(name, row["image"])
         LOGGER.info("%s: continuing; %d restorations are finished", self.root, len(self.rows()))
+
+    def _forget(self, name: str, image: str) -> None:
+        """Delete a restoration, so that nothing of it is beside the next one, or beside a failure.
+
+        What it was made of stays: `input/` and `label/` may be the very folders that this run reads.
+        """
+        self._results.forget(name)
+        shutil.rmtree(self.root / "progress" / name, ignore_errors=True)
+        for suffix in set(SUFFIX.values()):
+            (self.root / f"recon/{name}{suffix}").unlink(missing_ok=True)
+        for kind in SPREAD:
+            (self.root / f"spread/{image}_{kind}.png").unlink(missing_ok=True)
 
     # The images.
 
@@ -220,6 +243,7 @@ class RunFolder:
         """Record what ended these restorations of an image."""
         LOGGER.warning("%s: not restored: %s", image, error.reason)
         for sample in samples:
+            self._write_spread(image, sample, is_lost=True)
             self._finish(image, sample, {"step": error.step, "reason": error.reason})
 
     # What is written for one.
@@ -272,15 +296,21 @@ class RunFolder:
         how_far = self._countdown.one_more()
         LOGGER.info("%s: %s; %s, %s at most", self.name(image, sample), found, how_far, peak_memory_text())
 
-    def _write_spread(self, image: str, last: int) -> None:
-        """Write mean and deviation of an image's restorations, as soon as the last of several is there."""
+    def _write_spread(self, image: str, last: int, is_lost: bool = False) -> None:
+        """Write mean and deviation of an image's restorations, as soon as the last of several is there, or is lost."""
         if self.samples == 1 or any(sample != last for sample in self.samples_left(image)):
             return
-        paths = (self.root / "recon" / f"{self.name(image, sample)}.png" for sample in range(self.samples))
-        restored = [np.asarray(read_picture(path)) for path in paths if path.is_file()]  # the others have failed
+        others = (sample for sample in range(self.samples) if sample != last and not self._has_failed(image, sample))
+        names = [self.name(image, sample) for sample in sorted([*others, *([] if is_lost else [last])])]
+        paths = (self.root / "recon" / f"{name}.png" for name in names)
+        restored = [np.asarray(read_picture(path)) for path in paths if path.is_file()]
         if len(restored) > 1:
-            for kind, picture in zip(("mean", "std"), mean_and_deviation(restored), strict=True):
+            for kind, picture in zip(SPREAD, mean_and_deviation(restored), strict=True):
                 self.write_picture("spread", f"{image}_{kind}", picture)
+
+    def _has_failed(self, image: str, sample: int) -> bool:
+        row = self._results.row(self.name(image, sample))
+        return row is not None and has_failed(row)
 
     def _finish(self, image: str, sample: int, outcome: Mapping[str, Any]) -> None:
         name = self.name(image, sample)

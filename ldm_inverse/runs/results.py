@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +36,45 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}  # each row with the version of its file
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Return the rows by the restorations' names: all that any process has written by now.
 
+        A file is read once for each version of it: another process may forget a result, and write it anew.
+
         Raises:
             UserError: a file is damaged.
         """
-        for file in os.listdir(self.folder) if self.folder.is_dir() else ():
-            name, ending = os.path.splitext(file)
-            if ending == ".json" and name not in self._rows:
-                self._rows[name] = _read(self.folder / file)
-        return self._rows
+        found = {}
+        for entry in os.scandir(self.folder) if self.folder.is_dir() else ():
+            name, ending = os.path.splitext(entry.name)
+            if ending == ".json":
+                with suppress(FileNotFoundError):  # forgotten since it was listed
+                    status = entry.stat()
+                    version, known = (status.st_mtime_ns, status.st_ino), self._known.get(name)
+                    is_same = known is not None and known[0] == version
+                    found[name] = known if known and is_same else (version, _read(self.folder / entry.name))
+        self._known = found
+        return {name: row for name, (_, row) in found.items()}
+
+    def row(self, name: str) -> dict[str, Any] | None:
+        """Return the row of one restoration; None where it is neither finished nor has failed.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        try:
+            return _read(self.folder / f"{name}.json")
+        except FileNotFoundError:
+            return None
 
     def has(self, name: str) -> bool:
         """Tell whether a restoration is finished, or has failed."""
-        return name in self._rows or (self.folder / f"{name}.json").is_file()
-
-    def reread(self) -> None:
-        """Forget what was read: the files are others by now."""
-        self._rows.clear()
+        return (self.folder / f"{name}.json").is_file()
 
     def forget(self, name: str) -> None:
         """Delete what is known of a restoration."""
-        self._rows.pop(name, None)
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
 
@@ -69,6 +84,7 @@ def encode(row: Mapping[str, Any]) -> bytes:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the row in a file; FileNotFoundError where there is no file, and UserError where it is damaged."""
     try:
         row = json.loads(path.read_bytes())
         if not isinstance(row, dict) or not all(_may_be(column, value) for column, value in row.items()):
@@ -78,6 +94,8 @@ def _read(path: Path) -> dict[str, Any]:
         # Results of earlier versions have no number for what was not counted then.
         optional = (*PASSES, RATIO, INPUTS)
         return {key: row.get(key) if key in optional else row[key] for key in (*columns_of(row), INPUTS)}
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

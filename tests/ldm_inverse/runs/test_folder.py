@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
+from ldm_inverse.runs import results
 from ldm_inverse.runs.folder import RunFolder
 from ldm_inverse.runs.manifest import FORMAT
 from ldm_inverse.runs.measurement_file import read_measurement
@@ -130,6 +131,92 @@ def test_what_failed_before_its_first_step_is_tried_again(tmp_path):
     with again.at_work(record()):
         assert list(again.left(["a", "b"])) == [["a"]]
         assert [image for image in ("a", "b") if again.samples_left(image)] == ["a"]
+
+
+def fail_early(run, image, samples=(0,)):
+    run.fail(image, samples, ImageError("it cannot be read"))
+
+
+def test_only_what_a_process_restores_itself_is_tried_again(tmp_path):
+    """Another part of a job array would leave a hole where the failure was, and call it success."""
+    digests = dict.fromkeys("abc", "old")
+    run = RunFolder(tmp_path, ["a", "b", "c"], digest=digests.get)
+    with run.at_work(record(), images=["a", "b", "c"]):
+        fail_early(run, "a")
+        finish(run, "b")
+        finish(run, "c")
+        run.tables.write()
+    digests |= {"b": "new", "c": "new"}
+    part = RunFolder(tmp_path, ["a", "b", "c"], digest=digests.get)
+    with part.at_work(record(), images=["b"]):
+        assert list(part.left(["b"])) == [["b"]]
+        finish(part, "b", 31.0)
+        part.tables.write()
+    assert [row["image"] for row in table(tmp_path / "failed.csv")] == ["a"]
+    assert [(row["image"], row["psnr"]) for row in table(tmp_path / "metrics.csv")] == [("b", "31"), ("c", "30")]
+
+
+def test_a_result_that_another_process_has_made_anew_is_read_again(tmp_path):
+    first, second = (RunFolder(tmp_path, ["a", "b"]) for _ in range(2))
+    with first.at_work(record()):
+        fail_early(first, "a")
+        first.tables.write()
+        assert [row["image"] for row in table(tmp_path / "failed.csv")] == ["a"]
+        with second.at_work(record()):
+            first.tables.write()
+            assert not (tmp_path / "failed.csv").exists()
+            assert first.samples_left("a") == [0]
+            finish(second, "a")
+        finish(first, "b")
+        first.tables.write()
+    assert [row["image"] for row in table(tmp_path / "metrics.csv")] == ["a", "b"]
+    assert not (tmp_path / "failed.csv").exists()
+
+
+def test_results_that_stay_are_read_once(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path, list("abcd"))
+    reads, read = [], results._read
+    monkeypatch.setattr(results, "_read", lambda path: reads.append(path.stem) or read(path))
+    for image in "abcd":
+        finish(run, image)
+        run.tables.write()
+    assert reads == list("abcd")
+
+
+def finish_white(run, image, sample, level):
+    white = torch.full((1, 3, 8, 8), level)
+    run.write_restoration(image, sample, label=white, input=white, recon=white)
+    outcome = {"psnr": 30.0, "ssim": 0.9, "baseline_psnr": 28.0, "baseline_ssim": 0.8, "residual_per_noise": 1.5}
+    run.add_metrics(image, sample, outcome, (6, 0, 52, 46, 2, 1), 1.0)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_the_spread_is_of_the_restorations_that_are_good(lost, tmp_path):
+    run = RunFolder(tmp_path, ["a"], 3)
+    for sample in range(3):
+        if sample == lost:
+            run.fail("a", [sample], ImageError("lost", 1))
+        else:
+            finish_white(run, "a", sample, 1.0)
+    assert np.asarray(Image.open(tmp_path / "spread" / "a_mean.png")).min() == 255
+
+
+def test_no_spread_is_of_restorations_of_two_pictures(tmp_path):
+    digests = {"a": "old"}
+    run = RunFolder(tmp_path, ["a"], 3, digest=digests.get)
+    with run.at_work(record()):
+        for sample in range(3):
+            finish_white(run, "a", sample, -1.0)
+            run.write_trace(f"a_s{sample}", [])
+    digests["a"] = "new"
+    again = RunFolder(tmp_path, ["a"], 3, digest=digests.get)
+    with again.at_work(record()):
+        assert not list((tmp_path / "recon").iterdir())
+        again.fail("a", [0, 1], ImageError("lost", 1))
+        finish_white(again, "a", 2, 1.0)
+    assert not list((tmp_path / "spread").iterdir())
+    assert [path.name for path in (tmp_path / "progress").iterdir()] == ["a_s2"]
+    assert [path.name for path in (tmp_path / "recon").iterdir()] == ["a_s2.png"]
 
 
 def begin(run, record, **options):
