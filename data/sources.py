@@ -4,6 +4,7 @@ import lzma
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -117,7 +118,7 @@ def find_pictures(
 
     Raises:
         UserError: ``root`` does not exist, a folder, list or archive cannot be read, there is no picture, ``root`` is a
-            video, or ``data_root`` is given without a list or is no folder.
+            video, two pictures would have one name, or ``data_root`` is given without a list or is no folder.
     """
     root = Path(root)
     is_list = os.path.isfile(root) and root.suffix.lower() == ".txt"
@@ -138,8 +139,24 @@ def find_pictures(
         raise UserError(f"{str(root)!r}: no pictures in this {kind} (looked for {' '.join(suffixes)})")
     if frames == "all":
         sources = [frame for source in sources for frame in _frames(source)]
-    shown = [below(source.own) for source in sources]
-    return [Picture(*pair) for pair in zip(picture_names(shown, [s.own for s in sources]), sources, strict=True)]
+    names = picture_names([below(source.own) for source in sources], _told_apart(sources))
+    pictures = {name: Picture(name, source) for name, source in zip(names, sources, strict=True)}
+    for name, source in zip(names, sources, strict=True):
+        if pictures[name].source != source:
+            both = f"{str(source)!r} and {str(pictures[name].source)!r}"
+            raise UserError(f"{both} would both have results called {name!r}: rename one of them")
+    return list(pictures.values())
+
+
+def _told_apart(sources: Sequence[Source]) -> list[Path]:
+    """Return a path for each source that no other has: a frame may be called as a file beside it (x_000.gif)."""
+    count = Counter(source.own for source in sources)
+    return [
+        source.own.with_name(f"{source.own.name}#{source.frame}")
+        if count[source.own] > 1 and source.frame is not None
+        else source.own
+        for source in sources
+    ]
 
 
 def _listed(path: Path, root: Path) -> Iterator[Source]:

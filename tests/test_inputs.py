@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.dataloader import PictureFolder
+from ldm_inverse.runs import inputs, restoration
+from ldm_inverse.runs.inputs import Inputs
 from sample_condition import main
 from tests.runs import snapshot, words
 from tests.tiny import SIDE, write_pictures
@@ -93,3 +96,81 @@ def test_a_repeated_run_says_which_pictures_are_others(place, pictures, tmp_path
     said = capsys.readouterr().err
     assert f"differs from {tmp_path / 'out'}: the picture, measurement, mask or kernel of b has changed" in said
     assert "of a has" not in said
+
+
+@pytest.mark.parametrize(
+    ("file", "setting"), [("m#1.npy", "m#1.npy"), ("m.npz", "m.npz#mask"), ("m#1.npz", "m#1.npz#x")]
+)
+def test_files_of_an_operator_are_those_that_it_reads(file, setting, pictures, tmp_path):
+    """A file's own name may hold a #, and what comes after one may be the name of an array."""
+    found = PictureFolder(pictures)
+    (tmp_path / file).write_bytes(b"one")
+    before = Inputs(found, {"name": "inpainting", "mask_file": str(tmp_path / setting)}).digest("a")
+    (tmp_path / file).write_bytes(b"two")
+    assert Inputs(found, {"name": "inpainting", "mask_file": str(tmp_path / setting)}).digest("a") != before
+
+
+def test_files_of_a_folder_are_told_by_their_images_and_taken_before_any_is_restored(pictures, tmp_path):
+    """Kernels are read at the beginning: one that is replaced during the run is not what a restoration is made of."""
+    found, kernels = PictureFolder(pictures), tmp_path / "kernels"
+    kernels.mkdir()
+    for name in ("a.npy", "b.npy", "c.npy"):
+        (kernels / name).write_bytes(b"one")
+
+    def digests():
+        return Inputs(found, {"name": "motion_blur", "kernel": str(kernels)})
+
+    begun, before = digests(), digests()
+    assert before.digest("b")
+    (kernels / "b.npy").write_bytes(b"two")
+    (kernels / "c.npy").write_bytes(b"two")
+    assert begun.digest("b") == before.digest("b") != digests().digest("b")
+    assert before.digest("a") == digests().digest("a")
+
+
+def test_files_that_an_operator_names_itself_are_inputs(pictures, tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"one")
+    before = Inputs(PictureFolder(pictures), {"name": "own"}, more=[weights]).digest("a")
+    weights.write_bytes(b"two")
+    assert Inputs(PictureFolder(pictures), {"name": "own"}, more=[weights]).digest("a") != before
+
+
+def test_a_folder_of_masks_is_listed_once(pictures, tmp_path, monkeypatch):
+    lists, iterdir = [], type(tmp_path).iterdir
+    monkeypatch.setattr(type(tmp_path), "iterdir", lambda path: lists.append(path) or iterdir(path))
+    known = Inputs(PictureFolder(pictures), {"name": "inpainting", "mask_file": str(tmp_path)})
+    assert known.digest("a") != known.digest("b")
+    assert len(lists) == 1
+
+
+def test_a_file_of_many_frames_is_read_once_for_its_digest(tmp_path, monkeypatch):
+    frames = [Image.new("L", (SIDE, SIDE), level) for level in range(5)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    reads, sha256 = [], inputs.hashlib.sha256
+    monkeypatch.setattr(inputs.hashlib, "sha256", lambda content: reads.append(len(content)) or sha256(content))
+    found = PictureFolder(tmp_path, frames="all")
+    known = Inputs(found, {})
+    assert len({known.digest(name) for name, _ in found.pictures}) == 1
+    assert reads.count((tmp_path / "a.tif").stat().st_size) == 1
+    frames[1].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    assert Inputs(found, {}).digest("a_000") != known.digest("a_000")
+
+
+@pytest.mark.parametrize("minutes", ["0", "5"])
+def test_a_picture_that_is_replaced_while_it_is_restored_is_noticed(
+    minutes, place, pictures, tmp_path, monkeypatch, capsys
+):
+    command = words(place, tmp_path / "out", "--data", str(pictures), *ONE, "--checkpoint_minutes", minutes, steps=2)
+    restore = restoration.restore
+
+    def replace_meanwhile(*args):
+        replace(pictures / "a.png")
+        return restore(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoration, "restore", replace_meanwhile)
+        assert main([*command, "--limit", "1"]) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    assert f"a: {CHANGED}" in capsys.readouterr().err

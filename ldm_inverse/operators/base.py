@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -45,6 +46,13 @@ class Operator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()  # without nn.Module's **kwargs: an operator that takes no settings refuses them by name
+
+    def input_files(self) -> Sequence[Path]:
+        """Return files that the operator was made of, other than those that its settings name; here, none.
+
+        When one of them is replaced, what a run has restored by it is restored again.
+        """
+        return ()
 
     def check_draw(self) -> None:
         """Check that `draw` can draw something; by default it can.

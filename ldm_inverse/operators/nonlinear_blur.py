@@ -40,7 +40,12 @@ class NonlinearBlur(Operator):
     def __init__(self, opt_yml_path: str = PUBLISHED_OPTIONS, random_code: bool = False) -> None:
         super().__init__()
         self.random_code = random_code
-        self.network = _load_network(_read_options(opt_yml_path))
+        options = _read_options(opt_yml_path)
+        self._files = [_options_file(opt_yml_path), Path(options["pretrained"])]
+        self.network = _load_network(options)
+
+    def input_files(self) -> Sequence[Path]:
+        return self._files
 
     def check_size(self, height: int, width: int) -> None:
         if height % STRIDE or width % STRIDE:
@@ -60,12 +65,15 @@ class NonlinearBlur(Operator):
         return (2 * self.network.adaptKernel((x + 1) / 2, kernel=code) - 1).clamp(-1, 1)
 
 
+def _options_file(path: str) -> Path:
+    is_published = PurePosixPath(str(path)) == PurePosixPath(PUBLISHED_OPTIONS)
+    return SHIPPED_OPTIONS if is_published else Path(str(path))
+
+
 def _read_options(path: str) -> Mapping[str, Any]:
     """Read the network's options from YAML: the mapping `KernelWizard`."""
-    published = PurePosixPath(str(path)) == PurePosixPath(PUBLISHED_OPTIONS)
-    file = SHIPPED_OPTIONS if published else Path(str(path))
     try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+        options = yaml.safe_load(_options_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"opt_yml_path {path}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(options, Mapping) or not isinstance(options.get("KernelWizard"), Mapping):

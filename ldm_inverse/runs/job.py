@@ -83,7 +83,7 @@ def prepare(request: Request) -> Job:
     say_noise_beyond_pictures(task)
     arithmetic = Arithmetic(settings.precision, settings.low_memory, settings.compile)
     saved = None if isinstance(pictures, GivenMeasurements) else request.measurement
-    inputs = Inputs(pictures, task.settings["operator"], saved)
+    inputs = Inputs(pictures, task.settings["operator"], saved, task.operator.input_files())
     job = Job(request, task, solver, arithmetic, pictures, bad, architecture, inputs)
     for label in {job.label(name) for name, _ in pictures.pictures}:
         replace(solver, class_label=label).check(architecture, 0.0 if task.noise.is_estimated else task.noise.sigma)
@@ -231,6 +231,7 @@ def measured_picture(job: Job, name: str) -> MeasuredPicture:
     """
     if name in job.bad:
         raise ImageError(job.bad[name])
+    job.inputs.digest(name)  # before anything of it is read
     pictures, truth = job.pictures, None
     streams = pictures.stream_name(name)
     try:

@@ -67,6 +67,28 @@ def test_names_of_frames_are_kept_apart_from_files(tmp_path):
     assert sorted(names) == ["a_000", "a_001_gif", "a_001_png", "a_002"]
 
 
+def test_a_frame_and_a_file_that_is_called_like_it_have_two_names(tmp_path):
+    write_frames(tmp_path / "a.gif")
+    alone = [name for name, _ in find_pictures(tmp_path, frames="all")]
+    picture().save(tmp_path / "a_001.gif")
+    found = find_pictures(tmp_path, frames="all")
+    names = [name for name, _ in found]
+    assert len(set(names)) == 4
+    assert set(names) >= {alone[0], alone[2]}
+    assert names == [name for name, _ in find_pictures(tmp_path, frames="all")]
+    dataset = get_dataset("ffhq", root=tmp_path, frames="all")
+    assert {str(dataset.source(name)) for name, _ in dataset.pictures} == {str(source) for _, source in found}
+
+
+def test_two_pictures_that_would_have_one_name_are_refused(tmp_path):
+    write_frames(tmp_path / "a.gif")
+    picture().save(tmp_path / "a_001.gif")
+    named = [name for name, source in find_pictures(tmp_path, frames="all") if "a_001" in name and not source.frame]
+    picture().save(tmp_path / f"{named[0]}.png")
+    with pytest.raises(UserError, match=rf"would both have results called '{named[0]}': rename one of them"):
+        find_pictures(tmp_path, frames="all")
+
+
 def test_frames_of_a_data_set_and_of_measurements(tmp_path):
     write_frames(tmp_path / "a.tif")
     dataset = get_dataset("ffhq", root=tmp_path, frames="all")

@@ -47,6 +47,13 @@ def test_works_on_unit_range_and_clamps(tiny_blur_options):
     assert y.abs().max() == 1
 
 
+def test_its_files_are_the_options_and_the_weights(tiny_blur_options):
+    operator = get_operator("nonlinear_blur", opt_yml_path=tiny_blur_options)
+    options, weights = operator.input_files()
+    assert str(options) == tiny_blur_options
+    assert weights == options.with_name("weights.pth")
+
+
 def test_missing_weights_say_where_they_come_from(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for path in (PUBLISHED_OPTIONS, "bkse/options/generate_blur/default.yml", str(SHIPPED_OPTIONS)):
