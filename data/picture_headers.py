@@ -2,6 +2,9 @@
 
 import os
 import struct
+import zlib
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,6 +44,8 @@ class Header(NamedTuple):
 def read_header(path: str | Path, content: bytes | None = None, frame: int = 0) -> Header:
     """Read a picture's header; nothing is decoded.
 
+    The way to a late frame leads past all before it, so those of a file are read together, and kept.
+
     Args:
         content: the file's bytes where they were read already; ``path`` is then only what errors call it.
 
@@ -48,15 +53,46 @@ def read_header(path: str | Path, content: bytes | None = None, frame: int = 0) 
         UserError: the file is missing, no picture of a known format, has no such frame, or declares more pixels than
             Pillow deems safe (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
+    file_head(path, content)
+    kept = _kept(str(path), _version(path, content)) if frame else {}
+    if frame and not kept:
+        kept.update(_all_headers(path, content))
+    return kept[frame] if frame in kept else _read_one(path, content, frame)
+
+
+@lru_cache(maxsize=4)
+def _kept(path: str, version: tuple[int, ...]) -> dict[int, Header]:
+    """Return what is kept of a version of a file: at first nothing."""
+    return {}
+
+
+def _version(path: str | Path, content: bytes | None) -> tuple[int, ...]:
+    if content is not None:
+        return len(content), zlib.crc32(content)
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _all_headers(path: str | Path, content: bytes | None) -> dict[int, Header]:
+    """Return the headers of the frames up to the first that has none: `_read_one` says what is wrong with it."""
+    found = {}
+    with suppress(UserError), opened(path, content) as image:
+        for frame in range(getattr(image, "n_frames", 1)):
+            image.seek(frame)
+            found[frame] = _of_opened(image, path, content) or _of_tiff(path, content, frame)
+    return found
+
+
+def _read_one(path: str | Path, content: bytes | None, frame: int) -> Header:
     head = file_head(path, content)
     if dicom_files.is_dicom(head):
         return Header(*dicom_files.read_header(path, content), "dicom", is_whole=False)
     try:
         with opened(path, content) as image:
             image.seek(frame)
-            if not _is_deep_tiff(image):
-                refuse_missing_strips(path, image)
-                return _of_pillow(image, path, content)
+            header = _of_opened(image, path, content)
+            if header is not None:
+                return header
     except UserError:
         if not head.startswith(tiff_files.MAGIC):
             raise
@@ -68,7 +104,11 @@ def read_header(path: str | Path, content: bytes | None = None, frame: int = 0) 
     return _of_tiff(path, content, frame)
 
 
-def _of_pillow(image: Image.Image, path: str | Path, content: bytes | None) -> Header:
+def _of_opened(image: Image.Image, path: str | Path, content: bytes | None) -> Header | None:
+    """Return the header of the frame that Pillow is at; None where Pillow would cut bits."""
+    if _is_deep_tiff(image):
+        return None
+    refuse_missing_strips(path, image)
     width, height = image.size
     is_turned = _orientation(image, path, content) in (5, 6, 7, 8)
     if is_turned:

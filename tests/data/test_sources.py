@@ -107,6 +107,33 @@ def test_pages_of_deep_tiffs(tmp_path):
         assert np.abs(read_pixels(source) - (page / 32767.5 - 1)).max() < 1e-9
 
 
+@pytest.mark.parametrize("ending", ["tif", "gif"])
+def test_the_frames_of_a_file_are_gone_through_once_to_be_checked(ending, tmp_path, monkeypatch):
+    frames = [Image.new("L", (SIDE, SIDE), level) for level in range(0, 240, 5)]
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
+    dataset = get_dataset("ffhq", root=tmp_path, frames="all")
+    opens, image_open = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **more: opens.append(1) or image_open(*args, **more))
+    dataset.check(lambda *_: None)
+    assert len(opens) == 3  # for the first frame, which is read on its own, and for all others
+    frames[0].resize((2 * SIDE, SIDE)).save(
+        tmp_path / f"a.{ending}", save_all=True, append_images=[frame.resize((2 * SIDE, SIDE)) for frame in frames[1:]]
+    )
+    assert dataset.size_of("a_047") == (SIDE, 2 * SIDE)
+
+
+def test_a_page_that_is_not_there_is_told_and_the_others_are_read(tmp_path):
+    write_frames(tmp_path / "a.tif")
+    found = find_pictures(tmp_path, frames="all")
+    content = (tmp_path / "a.tif").read_bytes()
+    picture().save(tmp_path / "a.tif", save_all=True, append_images=[picture()])
+    check_picture(found[1].source)
+    with pytest.raises(UserError, match=r"a\.tif'"):
+        check_picture(found[2].source)
+    (tmp_path / "a.tif").write_bytes(content)
+    check_picture(found[2].source)
+
+
 def test_a_broken_file_with_frames_is_left_for_the_check(tmp_path):
     (tmp_path / "a.gif").write_bytes(b"GIF89a")
     ((name, source),) = find_pictures(tmp_path, frames="all")
