@@ -136,6 +136,17 @@ def test_files_that_an_operator_names_itself_are_inputs(pictures, tmp_path):
     assert Inputs(PictureFolder(pictures), {"name": "own"}, more=[weights]).digest("a") != before
 
 
+def test_a_repeated_run_on_given_measurements_says_of_no_picture_that_it_is_another(place, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(words(place, out, "--data", str(pictures), *ONE, steps=2)) == 0
+    capsys.readouterr()
+    given = ["--measurement", str(out / "label"), "--save_dir", str(tmp_path / "again"), "--limit", "1", "--quiet"]
+    assert main(["--from", str(out), *given]) == 0
+    err = capsys.readouterr().err
+    assert "run.measurement: None there" in err
+    assert "has changed" not in err
+
+
 def test_a_folder_of_masks_is_listed_once(pictures, tmp_path, monkeypatch):
     lists, iterdir = [], type(tmp_path).iterdir
     monkeypatch.setattr(type(tmp_path), "iterdir", lambda path: lists.append(path) or iterdir(path))

@@ -44,6 +44,19 @@ def test_another_configuration_beside_the_model_is_another_run(by_model, tmp_pat
     assert "architecture.sha256" in capsys.readouterr().err
 
 
+def test_a_repeated_run_with_another_model_takes_the_configuration_that_is_given(place, tmp_path, capsys):
+    """Also where that is the one that the run to repeat had."""
+    assert main(words(place, tmp_path / "out", "--limit", "1", "--quiet", steps=2)) == 0
+    model = tmp_path / "other.safetensors"  # of no known architecture, and with no configuration beside it
+    model.write_bytes((place / "tiny.safetensors").read_bytes())
+    again = ["--from", str(tmp_path / "out"), "--save_dir", str(tmp_path / "again"), "--model", str(model), "--quiet"]
+    assert main([*again, "--dry_run"]) == 2
+    assert "no known architecture" in capsys.readouterr().err
+    assert main([*again, "--ldm_config", str(place / "tiny.yaml")]) == 0
+    record = yaml.safe_load((tmp_path / "again" / "settings.yaml").read_text())
+    assert record["run"]["ldm_config"] == str(place / "tiny.yaml")
+
+
 def test_one_model_has_one_name(by_model, tmp_path, capsys):
     assert main([*by_model(tmp_path / "out"), "--diffusion_config", "other.ckpt"]) == 2
     assert "--model and --diffusion_config are two names for one thing" in capsys.readouterr().err

@@ -30,6 +30,7 @@ ODD = [
     (["." * 2000 + "=1"], "no setting is nested so deeply"),
     (["a." * 2000 + "b=1"], "no setting is nested so deeply"),
     (["--save_dir", "/tmp/" + LONG], "File name too long"),
+    (["--save_dir", os.fsdecode(b"/tmp/out_\xe9x")], "this name is not in UTF-8"),
     (["--preset", LONG], "unknown preset"),
     (["--preset", LONG + ".yaml"], "File name too long"),
     (["--task_config", LONG], "File name too long"),

@@ -6,6 +6,7 @@ Nothing heavy is imported here (no torch, NumPy or OmegaConf), so that `--help` 
 import argparse
 import contextlib
 import errno
+import io
 import math
 import os
 import sys
@@ -164,11 +165,16 @@ def exit_status(
 
 
 def _open_streams() -> None:
-    """Drop what is said on streams that whoever started the program has closed (`>&-`): Python has none then, and the
-    first file that is opened would take their place."""
+    """Make sure that whatever is printed can be.
+
+    What is said on streams that whoever started the program has closed (`>&-`) is dropped: Python has none then, and
+    the first file that is opened would take their place. A character that the terminal has none for becomes "?".
+    """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  (as long as the process)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":  # of stderr they are escaped
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _status(

@@ -5,7 +5,6 @@ Nothing heavy is imported here (no torch, NumPy or OmegaConf), so that `--help` 
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from ldm_inverse.runs.arguments import DIFFUSION_CONFIG, LDM_CONFIG, build_parser
 from util.cli import split_word
@@ -34,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if extra:
         raise unknown("argument", extra[0].partition("=")[0], _option_names(parser))
     if args.from_run is not None:
-        args = _repeat(parser, args.from_run, argv)
+        args = _repeat(parser, args, argv)
     _choose_model(args)
     if args.data == "":
         raise UserError("--data is empty: give a folder, a picture or a list")
@@ -42,22 +41,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _repeat(parser: argparse.ArgumentParser, run: Path, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line anew, with the arguments of the run in a folder for defaults."""
+def _repeat(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """Read the command line anew, with the arguments of the run in ``given.from_run`` for defaults."""
     from ldm_inverse.runs.manifest import recorded_arguments, recorded_plugins  # need YAML
 
+    run = given.from_run
     recorded = recorded_arguments(run)
     parser.set_defaults(**recorded)
     args = parser.parse_intermixed_args(argv)
-    if args.model is not None and args.ldm_config == recorded["ldm_config"]:
-        args.ldm_config = None  # that was the other model's
+    if args.model is not None:
+        args.ldm_config = given.ldm_config  # the recorded one is the other model's
     for key in ("task_config", "preset"):
         if str(getattr(args, key)) != str(recorded[key]):
             raise UserError(f"--{key} and --from exclude each other: words such as ddim_steps=20 change a repeated run")
     if missing := [path for path in recorded_plugins(run) if path not in args.plugin]:
         # A folder may come from anyone: code is run only where the command line says so.
-        given = " ".join(f"--plugin {path}" for path in missing)
-        raise UserError(f"the run in {run} had code of its own; to run it again, add {given}")
+        plugins = " ".join(f"--plugin {path}" for path in missing)
+        raise UserError(f"the run in {run} had code of its own; to run it again, add {plugins}")
     return args
 
 

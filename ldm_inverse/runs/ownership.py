@@ -21,10 +21,23 @@ def refuse_unwritable(root: Path) -> None:
         there = next(path for path in (root, *root.absolute().parents) if path.exists())
     except (OSError, ValueError) as error:  # a name that no file can have
         raise UserError(f"cannot write to {str(root)[:200]!r}: {error.args[-1]}") from error
+    if not _is_text(root):
+        raise UserError(
+            f"cannot write to {root}: this name is not in UTF-8, and the report and the tables would name it"
+        )
     if not there.is_dir():
         raise UserError(f"cannot write to {root}: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {root}: no permission to write in {there}")
+
+
+def _is_text(path: Path) -> bool:
+    """Tell whether a path can be written in UTF-8: Python has lone surrogates for bytes that are not."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def others_results(root: Path, record: Mapping[str, Any]) -> list[str] | None:

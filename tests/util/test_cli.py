@@ -221,6 +221,19 @@ def test_closed_streams_leave_the_status_as_it_is(closed, words, status):
     assert "Traceback" not in found.stderr
 
 
+def test_what_a_terminal_has_no_character_for_is_printed_as_a_question_mark():
+    program = PROGRAM.replace("print(line)", "print(line, chr(0xb1))")
+    found = subprocess.run(
+        [sys.executable, "-c", program, "1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == "0 ?\n"
+
+
 def test_a_full_stderr_leaves_the_status_as_it_is():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", PROGRAM, "--nothing"]
