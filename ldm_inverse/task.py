@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -132,6 +133,8 @@ class Task:
     def accept(self, tensors: Mapping[str, Tensor], image: Tensor) -> Measurement:
         """Return a measurement that was saved as `Measurement.tensors`, when it can be one of images of this shape.
 
+        A noise level is estimated where the task says so.
+
         Raises:
             UserError: it cannot.
         """
@@ -144,7 +147,7 @@ class Task:
                 f"the saved measurement has shape {tuple(measurement.y.shape)}, and that of the picture would have "
                 f"{tuple(expected)}: give the pictures that were measured"
             )
-        return measurement
+        return replace(measurement, noise=self.noise.of(measurement.y))
 
     def _on_device(self, tensors: Mapping[str, Tensor]) -> Measurement:
         state = {name: tensor.to(self._device) for name, tensor in tensors.items()}

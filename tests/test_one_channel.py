@@ -7,6 +7,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from sample_condition import main
+from scripts.evaluate import main as evaluate
+from scripts.evaluation.side_by_side import panels, read_run
+from tests.runs import rows
 from tests.test_families import QUICK
 from tests.tiny import SIDE, family, write_model, write_pictures
 
@@ -59,6 +62,22 @@ def test_a_sinogram_fits_it(place, tmp_path):
     assert run(place, tmp_path / "again", "--measurement", tmp_path / "sinogram.npy") == 0
     pictures = [np.asarray(Image.open(tmp_path / path)) for path in ("first/recon/a.png", "again/recon/sinogram.png")]
     assert all(picture.shape == (SIDE, SIDE) for picture in pictures)
+
+
+def test_a_grey_run_is_evaluated_as_it_told_itself(place, tmp_path, capsys):
+    words = ("--data", place / "pictures", "measurement.operator={name: super_resolution, scale_factor: 4}")
+    assert run(place, tmp_path / "run", *words) == 0
+    assert evaluate([str(tmp_path / "run"), "--save_dir", str(tmp_path / "tables")]) == 0
+    (told,) = rows(tmp_path / "run" / "metrics.csv")
+    found = {row["run"]: row for row in rows(tmp_path / "tables" / "images.csv")}
+    for key in ("psnr", "ssim"):
+        assert float(found["run"][key]) == pytest.approx(float(told[key]), rel=1e-5)
+        assert float(found["baseline"][key]) == pytest.approx(float(told[f"baseline_{key}"]), rel=1e-5)
+    shown = read_run(tmp_path / "run")
+    truth, _, baseline, restored = panels(shown, shown.metrics[0])
+    assert {panel.shape for panel in (truth, baseline, restored)} == {(SIDE, SIDE, 3)}
+    psnr = -10 * np.log10(np.square(truth / 255 - baseline / 255).mean())
+    assert psnr == pytest.approx(float(told["baseline_psnr"]), abs=1e-3)
 
 
 @pytest.mark.parametrize("baseline", ["non_local_means", "total_variation"])

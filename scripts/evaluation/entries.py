@@ -168,8 +168,9 @@ def _observe(run: FinishedRun, name: str, row: dict[str, Any], networks: Network
     fingerprint = run.fingerprint(image)
     if truth is None and run.task.operator.unknown_border:
         return _as_told(run, name, row, fingerprint)
-    measurement = run.measurement(image, (1, 3, *restored.shape[:2]))
-    baseline = to_uint8(run.task.baseline(measurement, (1, 3, *restored.shape[:2])))
+    height, width, channels = restored.shape
+    measurement = run.measurement(image, (1, channels, height, width))
+    baseline = to_uint8(run.task.baseline(measurement, (1, channels, height, width)))
     values = _values(run, measurement, truth, restored, networks)
     values |= {"seconds": float(row["seconds"]), **run.passes(name)}
     paths = (run.path(kind, name) for kind in ("truth", "restoration"))

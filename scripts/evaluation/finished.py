@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.picture_files import opened
 from data.pictures import decode_picture
 from ldm_inverse.measurement import Measurement
 from ldm_inverse.runs.manifest import picture_folders, read_record, recorded_plugins
@@ -74,16 +75,16 @@ class FinishedRun:
         return self.folder / picture_folders(self.record)[kind] / f"{name}.png"
 
     def pixels(self, kind: str, name: str) -> np.ndarray | None:
-        """Return the 8-bit picture (H, W, 3) at a `path`; None where there is none.
+        """Return the 8-bit picture (H, W, C) at a `path`, C as in the model's images; None where there is none.
 
         Raises:
             UserError: it cannot be read.
         """
         path = self.path(kind, name)
-        return read_pixels(path) if path.exists() else None
+        return read_pixels(path)[..., : channels_of(path)] if path.exists() else None
 
     def measurement(self, image: str, shape: tuple[int, ...]) -> Measurement:
-        """Return the saved measurement of a picture of ``shape`` (1, 3, H, W).
+        """Return the saved measurement of a picture of ``shape`` (1, C, H, W).
 
         Raises:
             UserError: there is none, or it cannot be one of such a picture.
@@ -138,3 +139,13 @@ def read_pixels(path: Path) -> np.ndarray:
         return np.asarray(decode_picture(str(path), path.read_bytes()))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def channels_of(path: Path) -> int:
+    """Return how many channels the images have whose pictures a run has written so: 1 where they are grey, else 3.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with opened(path) as image:
+        return 1 if image.mode in ("L", "I;16", "I") else 3

@@ -23,6 +23,7 @@ FILES = {
     "vgg": "vgg16-397923af.pth",
     "fid": "weights-inception-2015-12-05-6726825d.pth",
 }
+SSIM_WINDOW = 7  # of `util.metrics.ssim`
 FEW = 2048  # the Inception features' dimension: of fewer pictures their covariance is singular
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -36,15 +37,21 @@ class Networks(NamedTuple):
 
 
 def quality(truth: np.ndarray, image: np.ndarray, networks: Networks) -> dict[str, float]:
-    """Return PSNR in decibels, SSIM and the perceptual distances of two 8-bit pictures (H, W, 3), by column.
+    """Return PSNR in decibels, SSIM and the perceptual distances of two 8-bit pictures (H, W, 3), or
+    (H, W, 1) where they are grey, by column.
 
     Raises:
-        UserError: their sizes differ, or they are too small for a network.
+        UserError: their sizes differ, or they are too small for SSIM or a network.
     """
     if truth.shape != image.shape:
         sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in (image, truth))
         raise UserError(f"picture and truth have different sizes: {sizes}")
-    pair = [to_model_range(picture[None]).to(networks.device) for picture in (truth, image)]
+    if min(truth.shape[:2]) < SSIM_WINDOW:
+        raise UserError(
+            f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels or more, and it has {truth.shape[1]}x{truth.shape[0]}"
+        )
+    # The networks are of colour.
+    pair = [to_model_range(picture[None]).expand(1, 3, -1, -1).to(networks.device) for picture in (truth, image)]
     values = {"psnr": psnr(truth / 255, image / 255), "ssim": ssim(truth / 255, image / 255)}
     for name, distance in networks.distances.items():
         try:

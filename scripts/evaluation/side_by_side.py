@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from ldm_inverse.runs.manifest import picture_folders
 from ldm_inverse.runs.measurement_file import read_measurement
-from ldm_inverse.runs.results import Results, text_of
-from scripts.evaluation.finished import read_pixels, recorded_task
+from ldm_inverse.runs.results import Results, restoration_name, text_of
+from scripts.evaluation.finished import channels_of, read_pixels, recorded_task
 from util.errors import UserError
 from util.files import write_whole
 from util.metrics import to_uint8
@@ -77,19 +77,18 @@ def table(runs: list[Run]) -> str:
 
 def panels(run: Run, row: dict[str, str]) -> list[np.ndarray]:
     """Return the pictures (H, W, 3) of `COLUMNS` for one row of a run's metrics; the baseline is computed anew."""
-    several = any(other["sample"] != "0" for other in run.metrics)
-    name = f"{row['image']}_s{row['sample']}" if several else row["image"]
     record = load_yaml(run.folder / "settings.yaml")
-    folders = picture_folders(record)
-    kinds = ("truth", "measurement", "restoration")
-    truth, measured, restored = (read_pixels(run.folder / folders[kind] / f"{name}.png") for kind in kinds)
     try:
-        task = recorded_task(record)
-    except (KeyError, TypeError) as error:
+        task, samples = recorded_task(record), record["run"].get("n_samples_per_class", 1)
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run.folder} is not a finished run: settings.yaml lacks the measurement: {error}") from error
-    image = torch.zeros(1, 3, *truth.shape[:2])
+    name, folders = restoration_name(row["image"], row["sample"], samples), picture_folders(record)
+    paths = [run.folder / folders[kind] / f"{name}.png" for kind in ("truth", "measurement", "restoration")]
+    truth, measured, restored = map(read_pixels, paths)
+    image = torch.zeros(1, channels_of(paths[0]), *truth.shape[:2])
     measurement = task.accept(read_measurement(run.folder / "label", row["image"], task.settings), image)
-    return [truth, measured, to_uint8(task.baseline(measurement, image.shape)), restored]
+    baseline = to_uint8(task.baseline(measurement, image.shape))
+    return [truth, measured, np.broadcast_to(baseline, truth.shape), restored]
 
 
 def draw(runs: list[Run], path: Path) -> None:

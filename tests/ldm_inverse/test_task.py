@@ -147,6 +147,8 @@ def test_a_given_measurement_has_the_noise_that_is_estimated_from_it():
     task = Task({"name": "noise"}, {"name": "gaussian", "sigma": "estimate"})
     measurement, _ = task.given(Origin("a"), {"y": y})
     assert task.noise_level(measurement) == pytest.approx(0.1, rel=0.05)
+    again = task.accept(measurement.tensors(), torch.zeros_like(y))
+    assert task.noise_level(again) == task.noise_level(measurement)
     task = Task({"name": "inpainting"}, {"name": "gaussian", "sigma": "estimate"})
     with pytest.raises(UserError, match="estimate cannot tell noise from the edges"):
         task.given(Origin("a"), {"y": y, "mask": torch.ones(1, 1, 64, 64)})

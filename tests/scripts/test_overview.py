@@ -1,16 +1,19 @@
 """The table and picture of several runs."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from ldm_inverse.runs.folder import RunFolder
 from sample_condition import main as restore
 from scripts.evaluation.side_by_side import panels, read_run
 from scripts.overview import main
 from tests.tiny import SIDE, write_model, write_pictures
+from util.errors import ImageError
 
 TASKS = {
     "super_resolution": {"operator": {"name": "super_resolution", "scale_factor": 4}},
@@ -45,6 +48,19 @@ def test_the_baseline_computed_anew_is_the_runs_own(runs):
             for image, column in ((baseline, "baseline_psnr"), (restored, "psnr")):
                 psnr = -10 * np.log10(np.square(truth - image).mean())
                 assert psnr == pytest.approx(float(row[column]), abs=1e-3)
+
+
+def test_a_run_whose_last_restorations_failed_is_shown(runs, tmp_path):
+    folder = shutil.copytree(runs[0], tmp_path / "run")
+    whole = RunFolder(folder, ["a", "b"], samples=2)
+    for image in ("a", "b"):
+        (folder / "results" / f"{image}_s1.json").unlink()
+        whole.fail(image, [1], ImageError("not finite", 1))
+    whole.tables.write()
+    run = read_run(folder)
+    assert [row["sample"] for row in run.metrics] == ["0", "0"]
+    shown, before = (panels(each, each.metrics[0]) for each in (run, read_run(runs[0])))
+    assert all(np.array_equal(*pair) for pair in zip(shown, before, strict=True))
 
 
 def test_table_and_picture(runs, tmp_path, capsys):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -206,6 +207,27 @@ def test_a_run_without_truth_is_measured_by_the_rest(runs, evaluate, tmp_path):
     assert metrics == {"residual", "noise", "residual_per_noise", "seconds", *PASSES}
 
 
+def test_where_the_noise_is_estimated_the_baseline_is_the_runs_own(runs, evaluate, tmp_path, capsys):
+    noisy = write_pictures(tmp_path / "noisy", ["a.png", "b.png"])
+    rng = np.random.RandomState(0)
+    for path in noisy.iterdir():
+        Image.fromarray((pixels(path) + 20 * rng.standard_normal((SIDE, SIDE, 3))).clip(0, 255).astype("uint8")).save(
+            path
+        )
+    task = tmp_path / "task.yaml"
+    noise = {"name": "gaussian", "sigma": "estimate"}
+    task.write_text(yaml.safe_dump({"measurement": {"operator": {"name": "noise"}, "noise": noise}}))
+    words = ["--ldm_config", runs / "tiny.yaml", "--diffusion_config", runs / "tiny.safetensors", "--device", "cpu"]
+    words += ["--task_config", task, "--measurement", noisy, "--save_dir", tmp_path / "run", "--quiet"]
+    assert restore([*map(str, words), "conditioning.main_sampler=none"]) == 0
+    capsys.readouterr()
+    _, files = evaluate(tmp_path / "run")
+    told = {row["image"]: row for row in table((tmp_path / "run" / "metrics.csv").read_text())}
+    for row in table(files["images.csv"]):  # this sampler gives the baseline, and 8 bits round it
+        assert float(row["residual"]) == pytest.approx(float(told[row["image"]]["residual"]), abs=0.0023)
+        assert float(row["noise"]) == pytest.approx(float(told[row["image"]]["noise"]), rel=1e-5)
+
+
 def test_what_is_far_from_its_noise_is_told(runs, evaluate):
     out, files = evaluate(runs / "enlarging" / "one")  # random weights explain nothing
     ratios = {}
@@ -268,6 +290,10 @@ def test_folders_of_pictures(runs, evaluate, refused, tmp_path):
     write_pictures(tmp_path / "large", ["c.png"], SIDE * 2)
     assert "c: picture and truth have different sizes: 32x32 and 64x64" in refused(
         "--recon", one / "recon", "--reference", tmp_path / "large"
+    )
+    write_pictures(tmp_path / "small", ["c.png"], 6)
+    assert "c: SSIM needs 7x7 pixels or more, and it has 6x6" in refused(
+        "--recon", tmp_path / "small", "--reference", tmp_path / "small"
     )
     write_pictures(tmp_path / "others", ["z.png"])
     assert "has the name of one in" in refused("--recon", one / "recon", "--reference", tmp_path / "others")
