@@ -23,35 +23,46 @@ class Difference(NamedTuple):
     columns: dict[str, Summary]
 
 
-def compare(entries: Sequence[Entry], columns: Iterable[str], by_task: bool) -> list[Difference]:
-    """Return each entry less the first run, over the images that the two share.
+def compare(
+    entries: Sequence[Entry], columns: Iterable[str], by_task: bool, strict: bool = True
+) -> tuple[list[Difference], list[str]]:
+    """Return each entry less the first run, over the images that the two share; and a line for each that cannot be
+    compared, where that is not refused.
 
     Args:
         entries: of `entries_of`.
         columns: what to compare.
         by_task: compare entries of one task with each other and with no others.
+        strict: refuse shared images whose measurements differ; else they are left out.
 
     Raises:
         UserError: the measurements of a shared image differ.
     """
+    columns = list(columns)
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.task if by_task else "", []).append(entry)
-    found = []
+    found, notes = [], []
     for group in groups.values():
         first = next(entry for entry in group if entry.folders)
         for entry in group:
-            pairs = _pairs(entry, first) if entry is not first else []
-            if pairs:
+            if entry is first:
+                continue
+            if pairs := _pairs(entry, first, strict):
                 found.append(Difference(entry.title, first.title, _summaries(pairs, columns)))
-    return found
+            elif entry.folders and not strict:
+                notes.append(f"{entry.title} is not compared with {first.title}: they have no measurement in common")
+    return found, notes
 
 
 Pair = tuple[list[Observation], list[Observation]]
 
 
-def _pairs(entry: Entry, other: Entry) -> list[list[Pair]]:
-    """Return, for each image that two entries share, their observations of each measurement that they share."""
+def _pairs(entry: Entry, other: Entry, strict: bool) -> list[list[Pair]]:
+    """Return, for each image that two entries share, their observations of each measurement that they share.
+
+    An image without such a measurement is left out, or refused where that is ``strict``.
+    """
     mine, theirs = entry.measurements(), other.measurements()
     pairs = []
     for image in mine:
@@ -60,7 +71,7 @@ def _pairs(entry: Entry, other: Entry) -> list[list[Pair]]:
         shared = [key for key in mine[image] if key in theirs[image]]
         if not shared:
             # A baseline is made of other runs' measurements too.
-            if not entry.folders:
+            if not (entry.folders and strict):
                 continue
             raise UserError(
                 f"{entry.title} and {other.title} cannot be compared: their measurements of {image!r} differ\n"

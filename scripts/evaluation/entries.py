@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.sources import find_pictures
+from data.picture_encoding import SUFFIX
+from data.sources import Source, find_pictures
 from ldm.training.pictures import to_model_range
 from ldm_inverse.measurement import Measurement
 from ldm_inverse.runs.manifest import differences
@@ -23,6 +24,20 @@ from util.errors import UserError
 from util.metrics import to_uint8
 
 BASELINE = "baseline"
+
+
+class Known(NamedTuple):
+    """What a program knows of a run that it has made itself.
+
+    Attributes:
+        title: what it is called; runs of other titles never share a row.
+        task: its name, which runs of other pictures do not have.
+        restorations: the names of those that are to be measured.
+    """
+
+    title: str
+    task: str
+    restorations: Collection[str]
 
 
 class Observation(NamedTuple):
@@ -49,10 +64,11 @@ class Entry:
 
     Attributes:
         title: what it is called.
-        observations: of all its restorations.
+        observations: of all its restorations; all are there before the first `summary` is asked for.
         folders: where they come from.
-        task: the measurement's settings, equal for equal tasks.
-        failed: how many images could not be restored.
+        task: equal for equal tasks: the measurement's settings, and the name that is `Known`.
+        failed: how many restorations could not be made.
+        former: how many are left out, as the run has their images no longer.
         of_all: numbers that describe the whole set, by column.
     """
 
@@ -61,7 +77,9 @@ class Entry:
     folders: list[str] = field(default_factory=list)
     task: str = ""
     failed: int = 0
+    former: int = 0
     of_all: dict[str, float] = field(default_factory=dict)
+    _known: dict[str, Summary | None] = field(default_factory=dict, repr=False, compare=False)  # bootstraps take long
 
     def images(self, column: str) -> dict[str, float]:
         """Return the mean over each image's restorations, by the image's name."""
@@ -75,8 +93,10 @@ class Entry:
         """Return the summary over images; None where nothing of the kind was measured."""
         if column in self.of_all:
             return Summary(self.of_all[column], None, None, None, len(self.images("psnr")))
-        values = self.images(column)
-        return summarise(values.values()) if values else None
+        if column not in self._known:
+            values = self.images(column)
+            self._known[column] = summarise(values.values()) if values else None
+        return self._known[column]
 
     def measurements(self) -> dict[str, dict[str, list[Observation]]]:
         """Return the observations by image and measurement."""
@@ -86,14 +106,18 @@ class Entry:
         return found
 
 
-def pooled(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
-    """Put runs together that differ in their seed and in nothing else that decides a result."""
+def pooled(runs: Sequence[FinishedRun], titles: Mapping[Path, str] | None = None) -> list[list[FinishedRun]]:
+    """Put runs together that differ in their seed and in nothing else that decides a result, nor in their ``titles``,
+    where these are given by folder."""
+    called = titles or {}
     groups: list[list[FinishedRun]] = []
     for run in runs:
         for group in groups:
             seeds = {other.record["run"].get("seed") for other in group}
             lines = differences(group[0].record, run.record)
-            if run.record["run"].get("seed") not in seeds and all(line.startswith("run.seed:") for line in lines):
+            same = all(line.startswith("run.seed:") for line in lines)
+            same = same and called.get(run.folder) == called.get(group[0].folder)
+            if same and run.record["run"].get("seed") not in seeds:
                 group.append(run)
                 break
         else:
@@ -111,23 +135,27 @@ def titles(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
     return [os.path.relpath(path, root) for path in common]
 
 
-def entries_of(runs: Sequence[FinishedRun], networks: Networks, names: Mapping[Path, str] | None = None) -> list[Entry]:
+def entries_of(
+    runs: Sequence[FinishedRun], networks: Networks, known: Mapping[Path, Known] | None = None
+) -> list[Entry]:
     """Measure runs: an entry for each group of `pooled`, and one for the baseline of each set of measurements.
 
     Args:
         runs: what to measure.
         networks: of perceptual distances.
-        names: what to call the run in each folder; None derives it from the folders (`titles`).
+        known: of the run in each folder; None derives titles from the folders (`titles`).
 
     Raises:
         UserError: something in a folder is damaged.
     """
     entries: list[Entry] = []
     measured: dict[str, dict[tuple[str, str], Observation]] = {}
-    groups = pooled(runs)
-    called = titles(groups) if names is None else [names[group[0].folder] for group in groups]
+    names = {} if known is None else {folder: run.title for folder, run in known.items()}
+    groups = pooled(runs, names)
+    called = titles(groups) if known is None else [names[group[0].folder] for group in groups]
     for title, group in zip(called, groups, strict=True):
-        entry = Entry(title, [], [str(run.folder) for run in group], _task(group[0]), sum(run.failed for run in group))
+        entry = Entry(title, [], [str(run.folder) for run in group], _task(group[0], known))
+        entry.failed, entry.former = sum(run.failed for run in group), sum(run.former for run in group)
         for run in group:
             for name, row in run.rows.items():
                 observation, start = _observe(run, name, row, networks)
@@ -156,8 +184,9 @@ def _add_coverage(entry: Entry) -> None:
                     observation.values["coverage"] = share
 
 
-def _task(run: FinishedRun) -> str:
-    return json.dumps(run.task.settings, sort_keys=True)
+def _task(run: FinishedRun, known: Mapping[Path, Known] | None) -> str:
+    settings = json.dumps(run.task.settings, sort_keys=True)
+    return settings if known is None else f"{known[run.folder].task}: {settings}"
 
 
 def _observe(run: FinishedRun, name: str, row: dict[str, Any], networks: Networks) -> tuple[Observation, Observation]:
@@ -211,16 +240,34 @@ def entry_of_folders(recon: Path, reference: Path, networks: Networks) -> tuple[
     Raises:
         UserError: no name is in both, or a picture cannot be read or is of another size than its partner.
     """
-    found = [{name: source.path for name, source in find_pictures(folder)} for folder in (recon, reference)]
+    listed = [dict(find_pictures(folder)) for folder in (recon, reference)]
+    found = [_one_of_each(*listed), _one_of_each(*reversed(listed))]
     shared = [name for name in found[0] if name in found[1]]
     if not shared:
         raise UserError(f"no picture in {recon} has the name of one in {reference}")
     entry = Entry(recon.name or str(recon), [], [str(recon), str(reference)])
     for name in shared:
-        images, truths = (partial(read_pixels, pictures[name]) for pictures in found)
+        images, truths = (partial(read_pixels, pictures[name].path) for pictures in found)
         try:
             values = quality(truths(), images(), networks)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         entry.observations.append(Observation(name, name, "", values, (truths, images)))
     return entry, len(found[0]) + len(found[1]) - 2 * len(shared)
+
+
+def _one_of_each(mine: dict[str, Source], theirs: dict[str, Source]) -> dict[str, Source]:
+    """Return a folder's pictures by name. A PNG with a TIFF beside it, as in `recon/` of some runs, is the one picture
+    of both, by the name that it would have alone, where the other folder has that name."""
+    groups: dict[str, dict[str, Source]] = {}
+    for name, source in mine.items():
+        groups.setdefault(source.stream_name, {})[name] = source
+    found: dict[str, Source] = {}
+    for name, group in groups.items():
+        formats = {source.suffix: source for source in group.values()}
+        stems = {source.own.with_suffix("") for source in group.values()}
+        is_one = len(stems) == 1 and len(group) == 2 and formats.keys() == {SUFFIX["png"], SUFFIX["tiff"]}
+        if is_one and name in theirs and not group.keys() & theirs.keys():
+            group = {name: formats[SUFFIX["png"]]}
+        found |= group
+    return found

@@ -2,8 +2,9 @@
 
 import csv
 import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from data.pictures import decode_picture
 from ldm_inverse.measurement import Measurement
 from ldm_inverse.runs.manifest import picture_folders, read_record, recorded_plugins
 from ldm_inverse.runs.measurement_file import read_measurement
-from ldm_inverse.runs.results import PASSES, Results, has_failed
+from ldm_inverse.runs.results import PASSES, Results, has_failed, text_of
 from ldm_inverse.task import Task
 from util.errors import UserError
 from util.plugins import load_plugins
@@ -29,24 +30,30 @@ class FinishedRun:
     Args:
         folder: the run's.
         plugins: files of a person's own code that may be run to rebuild the task.
+        names: of the restorations to take; None takes all that the run has. Of images that it had before, it may have
+            results, and does not count them.
 
     Attributes:
         record: its `settings.yaml`.
         rows: what is known of each restoration, by its name.
-        failed: how many could not be restored.
+        failed: how many could not be made.
+        former: how many are left out, as the run has their images no longer.
 
     Raises:
         UserError: there is no run, or nothing is finished.
     """
 
-    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, plugins: Sequence[str] = (), names: Collection[str] | None = None) -> None:
         self.folder, self._plugins = folder, plugins
         record = read_record(folder / "settings.yaml")
         if record is None:
             raise UserError(f"no run in {folder}: looked for settings.yaml")
         self.record: Mapping[str, Any] = record
-        found = Results(folder / "results").read()
-        self.rows = {name: row for name, row in sorted(found.items()) if not has_failed(row)}
+        results = Results(folder / "results").read()
+        former = _former(folder, results) if names is None else results.keys() - set(names)
+        self.former = len(former) if names is None else 0
+        found = {name: row for name, row in sorted(results.items()) if name not in former}
+        self.rows = {name: row for name, row in found.items() if not has_failed(row)}
         self.failed = len(found) - len(self.rows)
         if not self.rows:
             raise UserError(f"{folder} holds no finished restoration" + (": see failed.csv" if self.failed else ""))
@@ -116,6 +123,22 @@ class FinishedRun:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a readable trace: {error!r}") from error
+
+
+def _former(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the names of the results that the run's tables leave out, though they were there when these were written.
+
+    A newer one is of a run that still goes on, or was stopped before it wrote its tables again.
+    """
+    try:
+        written = (folder / "metrics.csv").stat().st_mtime_ns
+        tables = [folder / name for name in ("metrics.csv", "failed.csv") if (folder / name).is_file()]
+        rows = [row for path in tables for row in csv.DictReader(io.StringIO(path.read_bytes().decode()))]
+        told = {(text_of(row["image"]), row["sample"]) for row in rows}
+        others = [name for name, row in results.items() if (row["image"], str(row["sample"])) not in told]
+        return {name for name in others if (folder / "results" / f"{name}.json").stat().st_mtime_ns < written}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()  # without its tables all of it counts
 
 
 def recorded_task(record: Mapping[str, Any]) -> Task:

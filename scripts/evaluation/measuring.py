@@ -9,8 +9,8 @@ import torch
 
 from ldm_inverse.runs.results import FAR, is_far
 from model_loader import resolve_device
-from scripts.evaluation.differences import compare
-from scripts.evaluation.entries import Entry, entries_of, entry_of_folders
+from scripts.evaluation.differences import Difference, compare
+from scripts.evaluation.entries import Entry, Known, entries_of, entry_of_folders
 from scripts.evaluation.finished import FinishedRun
 from scripts.evaluation.quality import FEW, Networks, fid, find_weights, lpips_networks, missing_weights
 from scripts.evaluation.tables import COMPARED, FILES, Evaluation
@@ -45,8 +45,13 @@ class Request:
     device: str = "auto"
 
 
-def measure(request: Request, names: Mapping[Path, str] | None = None) -> Evaluation:
-    """Measure what is asked for; ``names`` says what to call the run in each folder (None: by the folders).
+def measure(request: Request, known: Mapping[Path, Known] | None = None) -> Evaluation:
+    """Measure what is asked for.
+
+    Args:
+        request: the runs or folders.
+        known: by folder, what a program knows of runs that it has made (None: they are called by their folders). Of
+            these, those without a common measurement are not compared; of others that is refused.
 
     Raises:
         UserError: it cannot be read, or not be compared.
@@ -57,20 +62,31 @@ def measure(request: Request, names: Mapping[Path, str] | None = None) -> Evalua
         raise UserError(f"--fid: {missing_weights(['fid'], request.weights)}")
     networks, lacking = lpips_networks(request.lpips, request.weights, device)
     notes = [describe(), *_lpips_notes(networks), *lacking]
-    differences = []
+    differences: list[Difference] = []
     if request.recon is not None and request.reference is not None:
         entry, alone = entry_of_folders(request.recon, request.reference, networks)
         entries = [entry]
         notes += [f"{alone} pictures have no partner in the other folder and were left out"] if alone else []
     else:
-        entries = entries_of([FinishedRun(folder, request.plugin) for folder in request.runs], networks, names)
-        differences = compare(entries, [column.key for column in COMPARED], request.by_task)
-        notes += [f"{entry.title}: {entry.failed} images could not be restored" for entry in entries if entry.failed]
+        names = {folder: run.restorations for folder, run in (known or {}).items()}
+        runs = [FinishedRun(folder, request.plugin, names.get(folder)) for folder in request.runs]
+        entries = entries_of(runs, networks, known)
+        keys = [column.key for column in COMPARED]
+        differences, uncompared = compare(entries, keys, request.by_task, strict=known is None)
+        notes += uncompared
         for entry in filter(lambda entry: entry.folders, entries):
-            notes += [*_truth_notes(entry), *_noise_notes(entry)]
+            notes += [*_run_notes(entry), *_truth_notes(entry), *_noise_notes(entry)]
     if inception is not None:
         notes += _add_fid(entries, inception, device)
     return Evaluation(notes, entries, differences)
+
+
+def _run_notes(entry: Entry) -> list[str]:
+    """Return a line where some of a run's restorations have failed, and one where it has others no longer."""
+    notes = [f"{entry.title}: {entry.failed} restorations could not be made"] if entry.failed else []
+    if entry.former:
+        notes.append(f"{entry.title}: {entry.former} restorations of images that the run no longer has were left out")
+    return notes
 
 
 def _truth_notes(entry: Entry) -> list[str]:

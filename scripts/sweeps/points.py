@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm_inverse.runs.command_line import parse_args
-from ldm_inverse.runs.folder import RunFolder
 from ldm_inverse.runs.job import Job, prepare
 from ldm_inverse.runs.manifest import differences, read_record, record
 from ldm_inverse.runs.request import read_request
-from ldm_inverse.runs.results import Results, has_failed
+from ldm_inverse.runs.results import INPUTS, Results, has_failed, restoration_name
 from model_loader import resolve_device, resolve_model
 from util.errors import UserError
 from util.words import unknown
@@ -146,18 +145,32 @@ class Point:
         """Return how many there are to be."""
         return len(self.job.pictures.pictures) * self.job.request.n_samples_per_class
 
-    def finished(self) -> int:
-        """Return how many restorations are there already."""
-        run = RunFolder(self.folder, samples=self.job.request.n_samples_per_class)
-        samples = range(self.job.request.n_samples_per_class)
-        wanted = {run.name(name, sample) for name, _ in self.job.pictures.pictures for sample in samples}
-        return sum(
-            name in wanted and not has_failed(row) for name, row in Results(self.folder / "results").read().items()
-        )
+    def results(self, wanted: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+        """Return the outcomes that are there already, by the restorations' names.
+
+        Left out are those of another run than that of the record that is ``wanted`` (None: there is none yet), those of
+        pictures that are not asked for, and those of files that have changed.
+        """
+        if not _is_of(self.folder, wanted):
+            return {}
+        images = {name for name, _ in self.job.pictures.pictures}
+        samples = self.job.request.n_samples_per_class
+        return {
+            name: row
+            for name, row in Results(self.folder / "results").read().items()
+            if row["image"] in images
+            and row["sample"] < samples
+            and name == restoration_name(row["image"], row["sample"], samples)
+            and row[INPUTS] in (None, self.job.inputs.digest(row["image"]))
+        }
+
+    def finished(self, wanted: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+        """Return those of the `results` that did not fail: the command makes all others."""
+        return {name: row for name, row in self.results(wanted).items() if not has_failed(row)}
 
     def passes(self) -> dict[str, int]:
         """Return the most passes that a restoration takes, by what they go through (`Cost.table`)."""
-        return self.job.solver.cost().table()
+        return self.job.solver.cost(self.job.task.operator.unknown_border).table()
 
 
 @contextmanager
@@ -188,12 +201,17 @@ def grid(
         Point(task, preset, seed, settings, root, tuple(command))
         for task, preset, settings, seed in itertools.product(tasks, presets, itertools.product(*axes), seeds)
     ]
-    seen: dict[Path, Point] = {}
+    refuse_shared(points)
+    return points
+
+
+def refuse_shared(points: Sequence[Point]) -> None:
+    """Raise UserError where two points share a folder."""
+    seen: set[Path] = set()
     for point in points:
         if point.folder in seen:
             raise UserError(f"two points have the folder {point.folder}: name each task, preset, seed and value once")
-        seen[point.folder] = point
-    return points
+        seen.add(point.folder)
 
 
 def check(points: Sequence[Point]) -> None:
@@ -224,7 +242,7 @@ def records(points: Sequence[Point]) -> list[Mapping[str, Any] | None]:
     ]
 
 
-def is_of(folder: Path, wanted: Mapping[str, Any] | None) -> bool:
+def _is_of(folder: Path, wanted: Mapping[str, Any] | None) -> bool:
     """Tell whether a folder holds the run of a record; None is no run's."""
     found = read_record(folder / "settings.yaml")
     return found is not None and wanted is not None and not differences(found, wanted)

@@ -1,18 +1,18 @@
 """A sweep: what is left of it is run, each point in a process of its own; then all is tabulated and plotted."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_loader import resolve_model
-from scripts.evaluation.entries import Entry
+from scripts.evaluation.entries import Entry, Known
 from scripts.evaluation.measuring import Request, measure, write
 from scripts.evaluation.tables import as_text
 from scripts.restoring import INTERRUPTED, restore
 from scripts.sweeps.grid_table import grid_table
 from scripts.sweeps.plot import draw
-from scripts.sweeps.points import Point, check, find_tasks, grid, is_of, records, refuse_own, task_name
+from scripts.sweeps.points import Point, check, find_tasks, grid, records, refuse_own, task_name
 from scripts.text_tables import aligned
 from util.errors import UserError
 from util.files import write_whole
@@ -59,8 +59,7 @@ class Sweep:
         if not self.dry_run:
             resolve_model(points[0].job.request.diffusion_config)
         wanted = records(points)
-        current = [is_of(point.folder, record) for point, record in zip(points, wanted, strict=True)]
-        finished = [point.finished() if now else 0 for point, now in zip(points, current, strict=True)]
+        finished = [len(point.finished(record)) for point, record in zip(points, wanted, strict=True)]
         if self.dry_run:
             print(plan(points, finished))
             return 0
@@ -70,7 +69,7 @@ class Sweep:
         failed = [folder for folder, status in statuses.items() if status]
         for folder in failed:
             say(f"not all restored: {folder}")
-        shown = [p for p, record in zip(points, wanted, strict=True) if is_of(p.folder, record) and p.finished()]
+        shown = {p: p.results(record) for p, record in zip(points, wanted, strict=True) if p.finished(record)}
         if not shown:
             raise UserError(f"nothing is finished in {self.save_dir}")
         tabulate(self.save_dir, shown)
@@ -110,11 +109,20 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def tabulate(folder: Path, points: Sequence[Point]) -> None:
-    """Write the tables of all points and draw the plot; of several tasks the table of tasks by settings is printed."""
-    names = {point.folder: f"{task_name(point.task)}/{point.label}" for point in points}
+def tabulate(folder: Path, results: Mapping[Point, Collection[str]]) -> None:
+    """Write the tables of all points and draw the plot; of several tasks the table of tasks by settings is printed.
+
+    Args:
+        folder: the sweep's.
+        results: the names of the restorations of each point.
+    """
+    points = list(results)
+    known = {
+        point.folder: Known(f"{task_name(point.task)}/{point.label}", task_name(point.task), names)
+        for point, names in results.items()
+    }
     plugin = [str(path) for path in points[0].job.request.plugin]
-    evaluation = measure(Request(runs=list(names), by_task=True, plugin=plugin), names)
+    evaluation = measure(Request(runs=list(known), by_task=True, plugin=plugin), known)
     write(evaluation, folder)
     of = {str(point.folder): point for point in points}
     panels: dict[str, list[tuple[str, Entry]]] = {}

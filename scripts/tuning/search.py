@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,9 @@ from ldm_inverse.runs.presets import find_preset
 from ldm_inverse.runs.results import cell, csv_of
 from ldm_inverse.runs.settings import from_words
 from model_loader import resolve_model
-from scripts.evaluation.finished import FinishedRun
 from scripts.evaluation.statistics import Summary, summarise
 from scripts.restoring import INTERRUPTED, restore
-from scripts.sweeps.points import Point, find_tasks, refuse_own, task_name
+from scripts.sweeps.points import Point, find_tasks, records, refuse_own, refuse_shared, task_name
 from scripts.sweeps.run import OWN, say
 from scripts.text_tables import aligned
 from scripts.tuning.space import read_axis
@@ -72,12 +71,18 @@ class Search:
             print(aligned([["trial", "passes, at most"], *rows]))
             return 0
         resolve_model(points[0][0].job.request.diffusion_config)
+        every = [point for own in points for point in own]
+        wanted = {point.folder: found for point, found in zip(every, records(every), strict=True)}
         few = math.ceil(self.pictures / FIRST_SHARE)
-        scores = [self._score(number, few, points) for number in range(len(drawn))]
+        scores = [self._score(number, few, points, wanted) for number in range(len(drawn))]
         order = sorted(range(1, len(drawn)), key=lambda number: -scores[number].mean)
         best = [number for number in order if math.isfinite(scores[number].mean)]
-        for number in [0, *best[: math.ceil(len(best) / FIRST_SHARE)]]:
-            scores[number] = self._score(number, self.pictures, points)
+        left = math.ceil(len(best) / FIRST_SHARE)
+        scores[0] = self._score(0, self.pictures, points, wanted)
+        for number in best:
+            if left:  # one that fails on other pictures gives its place to the next
+                scores[number] = self._score(number, self.pictures, points, wanted)
+                left -= math.isfinite(scores[number].mean)
         self._write(drawn, points, scores)
         return 0
 
@@ -92,9 +97,10 @@ class Search:
         what takes more than ``max_passes``.
 
         Raises:
-            UserError: there is nothing to search, or no draw is accepted.
+            UserError: there is nothing to search, no draw is accepted, or two trials would share a folder.
         """
         refuse_own(self.command, (*OWN, "--limit"), "the search itself gives that")
+        refuse_own(self.command, ("--shard",), "a trial is scored by all of its pictures")
         axes = [read_axis(word) for word in self.space]
         fixed, free = [axis for axis in axes if axis.fixed], [axis for axis in axes if not axis.fixed]
         if not free:
@@ -112,6 +118,7 @@ class Search:
             else:
                 raise UserError(f"no trial out of {DRAWS} draws; the last: {complaint}")
             trials.append(settings)
+        refuse_shared([point for settings in dict.fromkeys(trials) for point in self.points(settings)])
         return trials
 
     def _complaint(self, settings: tuple[str, ...]) -> str | None:
@@ -130,44 +137,68 @@ class Search:
         words = (*self.command, "--limit", str(pictures or self.pictures))
         return [Point(task, self.preset, self.seed, settings, self.save_dir, words) for task in self._tasks]
 
-    def _score(self, number: int, pictures: int, points: Sequence[Sequence[Point]]) -> Summary:
+    def _score(
+        self,
+        number: int,
+        pictures: int,
+        points: Sequence[Sequence[Point]],
+        wanted: Mapping[Path, Mapping[str, Any] | None],
+    ) -> Summary:
         """Run a trial on the first pictures of each task; return its gain over the preset on the same measurements.
 
-        The mean is minus infinity where a restoration failed.
+        Args:
+            number: of the trial.
+            pictures: how many.
+            points: of all trials, those of the preset first.
+            wanted: the record of each point, by its folder.
+
+        Returns:
+            The gain over the pictures, each the mean of its restorations; its mean is minus infinity where one failed.
         """
         settings = points[number][0].settings
         gains: list[float] = []
         for own, preset in zip(self.points(settings, pictures), points[0], strict=True):
-            if own.finished() < own.restorations():
+            if len(own.finished(wanted[own.folder])) < own.restorations():
                 say(f"== trial {number}/{self.trials}, {task_name(own.task)}: {' '.join(settings)}")
                 status = restore(own.command())
                 if status in INTERRUPTED:
                     sys.exit(status)
                 if status == 2:
                     raise UserError(f"trial {number}: the command refuses {own.folder}")
-            mine, theirs = self._values(own), self._values(preset)
-            wanted = [name for name, _ in own.job.pictures.pictures]
-            if any(name not in mine for name in wanted):
+            mine, theirs = ([*point.finished(wanted[point.folder]).values()] for point in (own, preset))
+            if len(mine) < own.restorations():
                 if number == 0:
-                    raise UserError(f"the preset itself does not restore all pictures: see {own.folder / 'failed.csv'}")
-                return Summary(-math.inf, None, None, None, len(wanted))
-            gains += [mine[name] - theirs[name] for name in wanted]
+                    failed = own.folder / "failed.csv"
+                    told = failed if failed.is_file() else own.folder / "log"
+                    raise UserError(f"the preset itself does not restore all pictures: see {told}")
+                return Summary(-math.inf, None, None, None, len(own.job.pictures.pictures))
+            means = self._means(own.folder, mine), self._means(preset.folder, theirs)
+            gains += [value - means[1][image] for image, value in means[0].items()]
         return summarise(gains)
 
-    def _values(self, point: Point) -> dict[str, float]:
+    def _means(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return the mean of the metric over the restorations of each image in a folder."""
+        found: dict[str, list[float]] = {}
         try:
-            rows = FinishedRun(point.folder).rows
-            return {name: float(row[self.metric]) for name, row in rows.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{point.folder} has no {self.metric}: pictures with a truth are needed") from error
-        except UserError:
-            return {}
+            for row in rows:
+                found.setdefault(row["image"], []).append(float(row[self.metric]))
+        except KeyError as error:
+            raise UserError(f"{folder} has no {self.metric}: pictures with a truth are needed") from error
+        return {image: float(np.mean(values)) for image, values in found.items()}
 
     def _write(
         self, drawn: Sequence[tuple[str, ...]], points: Sequence[Sequence[Point]], scores: Sequence[Summary]
     ) -> None:
-        """Write `trials.csv` and `best.yaml`, and print the best trials."""
-        order = sorted(range(len(drawn)), key=lambda number: (-scores[number].n, -scores[number].mean))
+        """Write `trials.csv` and `best.yaml`, and print the best trials.
+
+        Raises:
+            UserError: no trial has restored all pictures, and the preset itself takes too many passes.
+        """
+
+        def place(number: int) -> tuple[bool, int, float]:
+            return not math.isfinite(scores[number].mean), -scores[number].n, -scores[number].mean
+
+        order = sorted(range(len(drawn)), key=place)
         common = set(drawn[0])
         rows = [
             {
@@ -183,7 +214,12 @@ class Search:
         ]
         make_folder(self.save_dir)
         write_whole(self.save_dir / "trials.csv", csv_of(list(rows[0]), rows))
-        best = next(number for number in order if number or not self._is_dear(passes(points[0])))
+        may_be = [number for number in order if number or not self._is_dear(passes(points[0]))]
+        best = may_be[0]
+        if not math.isfinite(scores[best].mean) or scores[best].n < scores[0].n:
+            raise UserError(
+                f"no trial restored all pictures: see {self.save_dir / 'trials.csv'}, and give more --trials"
+            )
         preset = load_yaml(find_preset(self.preset))
         layers = [preset, from_words(map(split_word, drawn[best]))]
         if by_operator := preset.pop("by_operator", {}):

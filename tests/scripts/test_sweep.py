@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,67 @@ def test_each_point_is_run_once_in_a_folder_of_its_own(place, tmp_path, runs, ca
         "enlarging/quick/ddim_steps=1,latent.max_iters=1/seed_2",
         "enlarging/quick/ddim_steps=2,latent.max_iters=1/seed_2",
     ]
+
+
+def test_pictures_that_have_changed_are_restored_again(place, tmp_path, runs):
+    pictures = shutil.copytree(place / "pictures", tmp_path / "pictures")
+    line = ["ddim_steps=1", *words(place, tmp_path / "out", "--tasks", "enlarging")[1:]]
+    line[line.index(str(place / "pictures"))] = str(pictures)
+    assert sweep.main(line) == 0
+    first = (tmp_path / "out" / "images.csv").read_text()
+    shutil.copy(pictures / "b.png", pictures / "a.png")
+    assert sweep.main(line) == 0
+    assert len(runs) == 2
+    assert (tmp_path / "out" / "images.csv").read_text() != first
+    assert sweep.main(line) == 0
+    assert len(runs) == 2
+
+
+def test_only_the_pictures_that_are_asked_for_are_tabulated(place, tmp_path, runs):
+    line = words(place, tmp_path / "out", "--tasks", "enlarging")
+    assert sweep.main(["ddim_steps=1", *line[1:]]) == 0
+    assert sweep.main([*line, "--limit", "1"]) == 0  # the first run has two pictures, the second one
+    assert len(runs) == 2
+    assert {row["image"] for row in table(tmp_path / "out" / "images.csv")} == {"a"}
+
+
+def test_points_without_a_common_measurement_are_tabulated_and_not_compared(place, tmp_path, runs, capsys):
+    line = words(place, tmp_path / "out", "--tasks", "enlarging", "--seeds", "0", "1", "--shard", "1/3")
+    assert sweep.main(line) == 0
+    assert [folder.split("/")[-2:] for folder in runs] == [
+        ["ddim_steps=1,latent.max_iters=1", "seed_0"],
+        ["ddim_steps=2,latent.max_iters=1", "seed_1"],
+    ]
+    assert "have no measurement in common" in capsys.readouterr().out
+    rows = table(tmp_path / "out" / "summary.csv")
+    assert not any(row["less"] and not row["run"].startswith("baseline") for row in rows)
+
+
+def test_tasks_that_differ_in_their_pictures_alone_are_tasks(place, tmp_path, runs):
+    write_pictures(tmp_path / "other", ["a.png"], SIDE)
+    shutil.copy(place / "pictures" / "b.png", tmp_path / "other" / "a.png")
+    for name, root in (("one", place / "pictures"), ("two", tmp_path / "other")):
+        content = {"data": {"name": "ffhq", "root": str(root)}, "measurement": TASKS["enlarging"]}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    line = [
+        "ddim_steps=1",
+        *words(place, tmp_path / "out", "--tasks", tmp_path / "one.yaml", tmp_path / "two.yaml")[1:],
+    ]
+    place_of_data = line.index("--data")
+    del line[place_of_data : place_of_data + 2]
+    assert sweep.main([*line, "--limit", "1"]) == 0
+    titles = {row["run"] for row in table(tmp_path / "out" / "summary.csv")}
+    assert {f"baseline of {name}/quick/ddim_steps=1,latent.max_iters=1" for name in ("one", "two")} < titles
+    assert all(cells["baseline"] for cells in list(read_grid(tmp_path / "out" / "tasks.md").values())[:2])
+
+
+def test_the_plan_counts_what_the_command_would(place):
+    words = (*command(place), "measurement.operator={name: motion_blur, kernel_size: 9, boundary: valid}")
+    refine = "conditioning.resample.refine={max_iters: 2}"
+    point = Point(place / "tasks" / "enlarging.yaml", str(place / "quick.yaml"), 0, (refine,), Path("out"), words)
+    table = point.job.solver.cost(unknown_border=True).table()
+    assert point.passes() == table
+    assert table != point.job.solver.cost().table()
 
 
 def test_shards_share_the_points_out(place, tmp_path, runs, capsys):

@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from ldm_inverse.runs.folder import RunFolder
 from ldm_inverse.runs.results import PASSES, csv_of
 from sample_condition import main as restore
+from scripts.evaluation import entries, tables
 from scripts.evaluation.finished import FinishedRun
 from scripts.evaluation.statistics import summarise
 from tests.runs import pixels, table
@@ -270,8 +271,54 @@ def test_failures_are_told(runs, evaluate, tmp_path):
     some = shutil.copytree(runs / "enlarging" / "one", tmp_path / "some")
     (some / "results" / "c.json").write_text(json.dumps({"image": "c", "sample": 0, "step": None, "reason": "why not"}))
     out, _ = evaluate(some)
-    assert "some: 1 images could not be restored" in out
+    assert "some: 1 restorations could not be made" in out
     assert FinishedRun(some).rows.keys() == {"a", "b b"}
+
+
+def test_images_that_the_run_has_no_longer_are_left_out(runs, evaluate, tmp_path):
+    run = shutil.copytree(runs / "enlarging" / "one", tmp_path / "run")
+    # The command, continued on other pictures, leaves the former results where they are, and tables without them.
+    RunFolder(run, ["a", "c"]).tables.write()
+    out, files = evaluate(run)
+    assert [row["image"] for row in table(files["images.csv"]) if row["run"] == "run"] == ["a", "c"]
+    assert "run: 1 restorations of images that the run no longer has were left out" in out
+    # What is newer than the tables is of a run that goes on.
+    (run / "results" / "b b.json").touch()
+    assert FinishedRun(run).rows.keys() == {"a", "b b", "c"}
+    (run / "metrics.csv").unlink()
+    assert FinishedRun(run).rows.keys() == {"a", "b b", "c"}
+
+
+def test_a_name_that_the_tables_write_otherwise_is_still_the_runs(runs, tmp_path):
+    run = shutil.copytree(runs / "enlarging" / "one", tmp_path / "run")
+    row = json.loads((run / "results" / "a.json").read_text())
+    for name in ("=a", "a, b", "'c"):
+        (run / "results" / f"{name}.json").write_text(json.dumps({**row, "image": name}))
+    RunFolder(run, ["=a", "a, b", "'c"]).tables.write()
+    assert FinishedRun(run).rows.keys() == {"=a", "a, b", "'c"}
+
+
+def test_a_summary_is_computed_once(runs, evaluate, monkeypatch):
+    seen = []
+
+    def counted(values):
+        seen.append(tuple(values))
+        return summarise(seen[-1])
+
+    monkeypatch.setattr(entries, "summarise", counted)
+    evaluate(runs / "enlarging" / "one")
+    titles, columns = 2, len(tables.COLUMNS)
+    assert 0 < len(seen) <= titles * columns
+
+
+def test_a_tiff_beside_each_restoration_is_no_other_picture(runs, evaluate, tmp_path):
+    recon = shutil.copytree(runs / "inpainting" / "one" / "recon", tmp_path / "recon")
+    for path in [*recon.iterdir()]:
+        Image.new("RGB", (SIDE, SIDE)).save(path.with_suffix(".tif"))
+    _, alone = evaluate("--recon", runs / "inpainting" / "one" / "recon", "--reference", runs / "pictures")
+    out, files = evaluate("--recon", recon, "--reference", runs / "pictures")
+    assert files["images.csv"] == alone["images.csv"]
+    assert "no partner" not in out
 
 
 def test_folders_of_pictures(runs, evaluate, refused, tmp_path):
