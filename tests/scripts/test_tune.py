@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,100 @@ def test_trials_above_the_budget_are_drawn_again_and_the_preset_is_no_winner(pla
     assert yaml.safe_load((out / "best.yaml").read_text())["ddim_steps"] == 1
 
 
+def test_trials_by_other_settings_are_not_taken_for_these(place, tmp_path, runs, monkeypatch, capsys):
+    out = tmp_path / "out"
+    line = [*words(place, out, "--trials", "1", "--pictures", "1")]
+    assert tune.main(line) == 0
+    best = (out / "best.yaml").read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "restore", sample_condition.main)
+        assert tune.main([*line, "measurement.noise.sigma=0.3"]) == 2
+    assert "error: trial 0: the command refuses" in capsys.readouterr().err
+    assert (out / "best.yaml").read_bytes() == best
+    runs.clear()
+    assert tune.main([*line, "measurement.noise.sigma=0.3", "--overwrite"]) == 0
+    assert len(runs) == 2
+
+
+def test_pictures_that_have_changed_are_restored_again(place, tmp_path, runs):
+    pictures = shutil.copytree(place / "pictures", tmp_path / "pictures")
+    line = words(place, tmp_path / "out", "--trials", "1", "--pictures", "1")
+    line[line.index(str(place / "pictures"))] = str(pictures)
+    assert tune.main(line) == 0
+    runs.clear()
+    shutil.copy(pictures / "b.png", pictures / "a.png")
+    assert tune.main(line) == 0
+    assert len(runs) == 2
+
+
+def test_several_restorations_of_a_picture_are_averaged(place, tmp_path, runs):
+    line = words(place, tmp_path / "out", "--trials", "1", "--pictures", "2", rest=["--n_samples_per_class", "2"])
+    assert tune.main(line) == 0
+    rows = {row["trial"]: row for row in table(tmp_path / "out")}
+    assert rows["1"]["images"] == "2"
+    steps = dict(word.split("=") for word in rows["1"]["settings"].split() if "=" in word).get("ddim_steps", "2")
+    assert float(rows["1"]["gain"].lstrip("'")) == 10 * (int(steps) - 2)
+
+
+def failing(working, *when):
+    """The command, with results of these pictures turned into failures where a word of its line begins like this."""
+
+    def restore(words):
+        status = working(words)
+        folder = Path(words[words.index("--save_dir") + 1])
+        for name, word in when:
+            path = folder / "results" / f"{name}.json"
+            if path.is_file() and any(found.startswith(word) for found in words):
+                row = {"image": name, "sample": 0, "step": 1, "reason": "not finite"}
+                path.write_text(json.dumps({**row, "inputs": json.loads(path.read_text())["inputs"]}))
+        return status
+
+    return restore
+
+
+def test_a_finalist_that_fails_gives_its_place_to_the_next(place, tmp_path, runs, monkeypatch):
+    # A trial of three steps is best on the first picture, and fails on the other.
+    monkeypatch.setattr(search, "restore", failing(search.restore, ("b", "ddim_steps=3")))
+    assert tune.main(words(place, tmp_path / "out", "--pictures", "2")) == 0
+    best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
+    assert best["ddim_steps"] == 2
+    rows = table(tmp_path / "out")
+    assert (rows[0]["images"], float(rows[0]["gain"])) == ("2", 0)
+    assert "-inf" in {row["gain"] for row in rows}
+
+
+def test_no_trial_that_has_failed_is_called_best(place, tmp_path, runs, monkeypatch, capsys):
+    working = search.restore
+    monkeypatch.setattr(search, "restore", failing(working, ("b", "ddim_steps=1")))
+    budget = str(passes_of(place, 1))  # below the preset's
+    out = tmp_path / "out"
+    assert tune.main(words(place, out, "--max_passes", budget, "--trials", "2", "--pictures", "2")) == 2
+    err = capsys.readouterr().err
+    assert f"no trial restored all pictures: see {out / 'trials.csv'}" in err
+    assert not (out / "best.yaml").exists()
+    assert {row["gain"] for row in table(out) if row["trial"] != "0"} == {"-inf"}
+
+
+def test_a_preset_that_fails_is_told_with_a_file_that_is_there(place, tmp_path, runs, monkeypatch, capsys):
+    monkeypatch.setattr(search, "restore", failing(search.restore, ("a", "")))
+    assert tune.main(words(place, tmp_path / "out")) == 2
+    path = Path(capsys.readouterr().err.strip().rpartition("see ")[2])
+    assert path.exists()
+
+
+def test_two_trials_never_share_a_folder(place, tmp_path, runs, capsys):
+    line = words(place, tmp_path / "out", "--trials", "6", "--pictures", "1")
+    for name in ("a/b.npy", "a_b.npy"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, np.ones((SIDE, SIDE), np.float32))
+    files = [str(tmp_path / name) for name in ("a/b.npy", "a_b.npy")]
+    assert tune.main([f"measurement.operator.mask_file={','.join(files)}", *line[3:]]) == 2
+    assert "two points have the folder" in capsys.readouterr().err
+    assert not runs
+
+
 def passes_of(place, steps):
     line = words(place, place / "unused")
     args = tune.parse([f"ddim_steps={steps}", *line[1:]])
@@ -132,6 +227,7 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(place, tmp_path, runs, ca
         (["--tasks", "hole"], "did you mean 'holes'"),
         (["--trials", "0"], "--trials"),
         (["--", "--limit", "2"], "the search itself gives that"),
+        (["--", "--shard", "1/2"], "--shard after --: a trial is scored by all of its pictures"),
         (["--", "--measurement", "nowhere"], "nowhere"),
     ],
 )
