@@ -4,7 +4,8 @@
 It measures PSNR and SSIM (by scikit-image), LPIPS (by the package lpips, if it and its backbones' weights are
 installed), the residual of each restoration, time, and passes through the networks. Runs that differ only in their seed
 share a row. The other runs are compared with the first, on the measurements that they share. If a run's images have no
-truth, PSNR, SSIM and LPIPS are left out. Nothing is downloaded.
+truth, PSNR, SSIM and LPIPS are left out. Results of images that a run no longer has are not counted. Nothing is
+downloaded.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 """Restore by every combination of tasks, presets, settings and seeds, each in a folder of its own; then tabulate all
 and plot quality against time.
 
-All combinations are checked before the first is run. Finished runs are not repeated: the same command continues where
-it was stopped. Words after -- go to sample_condition.py.
+All combinations are checked before the first is run. Finished runs are not repeated, unless a picture, mask or kernel
+has changed: the same command continues where it was stopped. Words after -- go to sample_condition.py.
 """
 
 import argparse

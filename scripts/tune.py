@@ -2,8 +2,9 @@
 """Search the settings of a solver at random for those that restore best, on the same measurements.
 
 Every trial restores the first quarter of the pictures; the best quarter of the trials restore all of them. Each is
-compared with the preset itself, image by image. Finished runs are not repeated: the same command continues where it was
-stopped, and with more --trials it tries more. Words after -- go to sample_condition.py.
+compared with the preset itself, image by image, by the mean of an image's restorations. Finished runs are not repeated,
+unless a picture, mask or kernel has changed: the same command continues where it was stopped, and with more --trials it
+tries more. Words after -- go to sample_condition.py.
 """
 
 import argparse
