@@ -161,7 +161,7 @@ class Point:
             if row["image"] in images
             and row["sample"] < samples
             and name == restoration_name(row["image"], row["sample"], samples)
-            and row[INPUTS] in (None, self.job.inputs.digest(row["image"]))
+            and (not row[INPUTS] or self.job.inputs.digest(row["image"]) in (None, row[INPUTS]))  # as the command does
         }
 
     def finished(self, wanted: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
