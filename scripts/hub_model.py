@@ -101,7 +101,7 @@ def _with_shards(wanted: str, names: list[str]) -> list[str]:
 
 
 def _stem(name: str) -> tuple[str, str] | None:
-    """What the shards of an index are called, before their numbers and behind; None for another file."""
+    """Return what the names of an index's shards have before their numbers and behind; None for another file."""
     index = INDEX.fullmatch(name)
     return (index["stem"] + (index["word"] or ""), index["suffix"]) if index else None
 
