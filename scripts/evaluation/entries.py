@@ -27,7 +27,7 @@ BASELINE = "baseline"
 
 
 class Known(NamedTuple):
-    """What a program knows of a run that it has made itself.
+    """Facts that a program knows of a run that it has made itself.
 
     Attributes:
         title: what it is called; runs of other titles never share a row.
