@@ -1,5 +1,8 @@
 """The loss of a vector-quantised first stage."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -78,6 +81,14 @@ class AutoencoderLoss:
         self._keep_alive(latents.detach(), indices, rng)
         decoded = self.model.decode(quantised, force_not_quantize=True).float()
         return F.mse_loss(decoded, images) + codebook_loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that `load_state_dict` takes: what has been counted."""
+        return {"uses": self.uses, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.uses, self.steps = state["uses"].to(self.device), int(state["steps"])
 
     @torch.no_grad()
     def _keep_alive(self, latents: Tensor, indices: Tensor, rng: np.random.RandomState) -> None:

@@ -21,6 +21,9 @@ def timestep_probabilities(alphas_cumprod: np.ndarray, timesteps: Literal["unifo
 
     With noise levels, ``log sigma``, ``sigma^2 = (1 - abar) / abar``, is normal but for a uniform tenth. In the
     variables of flow matching this is the logit-normal density (Esser et al., 2024); Karras et al. (2022) use it too.
+
+    Raises:
+        UserError: the schedule has no such noise levels.
     """
     count = len(alphas_cumprod)
     uniform = np.full(count, 1 / count)
@@ -28,6 +31,11 @@ def timestep_probabilities(alphas_cumprod: np.ndarray, timesteps: Literal["unifo
         return uniform
     log_sigma = 0.5 * np.log(1 / alphas_cumprod.astype(np.float64) - 1)
     density = np.exp(-0.5 * ((log_sigma - timesteps.mean) / timesteps.deviation) ** 2) * np.gradient(log_sigma)
+    if not density.sum() > 0:
+        raise UserError(
+            f"timesteps.mean is {timesteps.mean:g}: the logarithm of sigma goes from {log_sigma[0]:.2f} to "
+            f"{log_sigma[-1]:.2f} in this noise schedule"
+        )
     return UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * density / density.sum()
 
 
@@ -76,5 +84,6 @@ class DiffusionLoss:
         t = torch.from_numpy(draw_timesteps(self.probabilities, size, rng)).to(device)
         noise = torch.from_numpy(rng.standard_normal(z.shape).astype(np.float32)).to(device)
         noisy = self.model.q_sample(z, t, noise).contiguous(memory_format=torch.channels_last)
-        errors = F.mse_loss(self.model.model(noisy, t).float(), noise, reduction="none").mean((1, 2, 3))
+        estimate = self.model.differentiable_apply_model(noisy, t).float()  # whatever the UNet predicts
+        errors = F.mse_loss(estimate, noise, reduction="none").mean((1, 2, 3))
         return (self.weights[t] * errors).mean()

@@ -3,9 +3,10 @@
 import csv
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +23,17 @@ WARMUP_STEPS = 200
 LOG_EVERY = 50
 
 Loss = Callable[[Stage, np.random.RandomState], Tensor]
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A loss that keeps something from one step to the next."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that `load_state_dict` takes."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,8 @@ class Training:
         self.averages = {width: PowerAverage(network, width) for width in settings.averages}
         self.rng = np.random.RandomState(seed)
         self.step, self.seconds = 0, 0.0
+        self._loss: Loss | None = None
+        self._loss_state: Mapping[str, Any] | None = None  # of an earlier run, for a loss that has one
         if self.state_file.exists():
             self._resume()
 
@@ -111,6 +125,7 @@ class Training:
             name, keys, *rest = state["rng"]
             self.rng.set_state((name, keys.numpy().astype(np.uint32), *rest))
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self._loss_state = state.get("loss")
         except Exception as error:  # a damaged file, or one of another model, may fail anywhere
             raise UserError(
                 f"{self.state_file} is not a state of this training: give another --out, or delete it"
@@ -128,6 +143,8 @@ class Training:
             "step": self.step,
             "seconds": self.seconds,
         }
+        if isinstance(self._loss, Counting):
+            state["loss"] = self._loss.state_dict()
         with whole_file(self.state_file) as beside:
             torch.save(state, beside)
 
@@ -140,6 +157,9 @@ class Training:
         Args:
             loss: ``loss(stage, rng)`` gives the loss of one batch, a scalar tensor; random numbers come from ``rng``.
         """
+        self._loss = loss
+        if isinstance(loss, Counting) and self._loss_state is not None:
+            loss.load_state_dict(self._loss_state)
         saved, started = time.monotonic(), time.monotonic() - self.seconds
         losses: list[float] = []
         progress = self.budget.progress(self.step, self.seconds)

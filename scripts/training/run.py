@@ -121,7 +121,7 @@ class StageTraining:
             samples, _ = DDIMSampler(model).sample(20, 16, latents.shape[1:], verbose=False, generator=generator)
             images = torch.cat([model.decode_first_stage(z[None]).cpu() for z in samples])
             write_sheet(self.out / f"{training.label('sheet', width)}.png", images)
-            parts = ("model.", "first_stage_model.")
+            parts = ("model.", "first_stage_model.", "scale_factor")
             weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(parts)}
             write_weights(self.out / f"{training.label('weights', width)}.safetensors", weights)
             return {}
@@ -139,6 +139,10 @@ def check(architecture: LatentDiffusion, settings: TrainingSettings, config: Pat
     first_stage = architecture.first_stage_model
     if isinstance(first_stage, IdentityFirstStage):
         raise UserError(f"{config} has no first stage, which training needs")
+    if architecture.image_channels != 3:
+        raise UserError(f"{config} is of grey pictures, and training is for colour pictures")
+    if isinstance(settings, PriorSettings) and architecture.cond_stage_model is not None:
+        raise UserError(f"{config} is of a conditioned model, and training is for unconditional ones")
     if isinstance(settings, AutoencoderSettings):
         if not isinstance(first_stage, VQModelInterface):
             raise UserError(f"{config}: only a VQModelInterface can be trained as first stage")

@@ -5,10 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import yaml
 
 from data.picture_array import load_pictures
 from ldm.training.autoencoder import round_trip_psnr
+from ldm.training.diffusion import DiffusionLoss, draw_timesteps
+from ldm.training.settings import Stage
 from model_loader import get_model
 from scripts.train import main
 from tests.tiny import training_config, write_pictures
@@ -34,6 +39,59 @@ def test_both_stages_give_weights_that_the_command_loads(tmp_path, capsys):
     model = get_model(config, prior / "weights.safetensors", "cpu")
     psnr, _ = round_trip_psnr(model.first_stage_model, load_pictures([data], 32, tmp_path / "again.u8"))
     assert psnr > 12
+
+
+def changed(config, **params):
+    """Write a configuration whose model has other parameters beside a given one; returns its path."""
+    content = yaml.safe_load(config.read_text())
+    content["model"]["params"].update(params)
+    path = config.with_name("changed.yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_prior_of_any_prediction_and_scale_can_be_trained(tmp_path):
+    config, data = training_config(tmp_path), write_pictures(tmp_path / "pictures", ["a.png", "b.png"])
+    first, prior = tmp_path / "first", tmp_path / "prior"
+    train("--stage", "autoencoder", "--config", config, "--data", data, "--max_steps", 1, "--out", first)
+    config = changed(config, scale_by_std=True, parameterization="v")
+    words = ("--stage", "diffusion", "--config", config, "--data", data, "--out", prior)
+    train(*words, "--max_steps", 1, "--first_stage", first / "weights.safetensors")
+    model = get_model(config, prior / "weights.safetensors", "cpu")  # it has its scale_factor
+    latents = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).numpy()
+    stage = Stage(share=1, batch_size=1)
+
+    # A UNet that predicts zero tells, of v, that the noise is sigma times what it sees.
+    class Nothing(torch.nn.Module):
+        def forward(self, x, t, cond=None):
+            return torch.zeros_like(x)
+
+    model.model = Nothing()
+    loss = DiffusionLoss(model, latents, 1)(stage, np.random.RandomState(0)).item()
+    rng = np.random.RandomState(0)
+    z = torch.from_numpy(latents[rng.randint(4, size=1)])
+    t = torch.from_numpy(draw_timesteps(np.full(1000, 1 / 1000), 1, rng))
+    noise = torch.from_numpy(rng.standard_normal(z.shape)).float()
+    sigma = model.sqrt_one_minus_alphas_cumprod[t]
+    assert loss == pytest.approx((sigma * model.q_sample(z, t, noise) - noise).square().mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["grey", "classes"])
+def test_models_that_cannot_be_trained_are_refused_in_a_line(kind, tmp_path, capsys):
+    config, stage, given = training_config(tmp_path), "diffusion", ["--first_stage", str(tmp_path / "none")]
+    if kind == "grey":
+        params = yaml.safe_load(config.read_text())["model"]["params"]["first_stage_config"]
+        params["params"]["ddconfig"].update(in_channels=1, out_ch=1)
+        path, stage, given = changed(config, first_stage_config=params), "autoencoder", []
+    else:
+        embedder = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"n_classes": 4, "embed_dim": 8}}
+        path = changed(config, cond_stage_config=embedder)
+    words = ["--stage", stage, "--config", str(path), "--data", str(tmp_path), "--out", str(tmp_path / "o"), *given]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert {"grey": "is of grey pictures", "classes": "is of a conditioned model"}[kind] in err
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])

@@ -100,6 +100,23 @@ def test_unused_entries_are_revived():
     assert (model.quantize.embedding.weight.abs().max(1).values < 1e2).all()
 
 
+def test_the_count_of_uses_can_be_taken_up_again():
+    pictures, stage = some_pictures(), Stage(share=1, batch_size=1, crop=32)
+    found = []
+    for stop in (None, 60):
+        model, rng = first_stage(1, 4, entries=64), np.random.RandomState(0)
+        loss = AutoencoderLoss(model, pictures)
+        for step in range(100):
+            if step == stop:
+                state = loss.state_dict()
+                loss = AutoencoderLoss(model, pictures)
+                loss.load_state_dict(state)
+            loss(stage, rng)
+        found.append(model.quantize.embedding.weight.detach().clone())
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], first_stage(1, 4, entries=64).quantize.embedding.weight)
+
+
 def test_round_trip_psnr_is_that_of_the_written_pictures():
     pictures = some_pictures(2)
 

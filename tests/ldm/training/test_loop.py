@@ -100,6 +100,8 @@ def test_timesteps_drawn_by_noise_level_are_normal_but_for_a_uniform_tenth():
     assert np.sqrt((normal * (log_sigma - mean) ** 2).sum()) == pytest.approx(0.6, abs=0.01)
     assert chosen.min() > 0.099 / 1000
     assert timestep_probabilities(abar, "uniform").tolist() == [1 / 1000] * 1000
+    with pytest.raises(UserError, match=r"mean is 1000: the logarithm of sigma goes from -3\.\d+ to 4\.\d+"):
+        timestep_probabilities(abar, NoiseLevels(mean=1000, deviation=0.6))
 
 
 def test_a_batch_takes_one_timestep_of_each_equal_slice():
@@ -148,6 +150,31 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path):
         parts.run(parts.loss)
     assert torch.equal(parts.network.weight, whole.network.weight)
     assert torch.equal(parts.averages[0.1].average["weight"], whole.averages[0.1].average["weight"])
+
+
+def test_what_a_loss_has_counted_goes_on_too(tmp_path):
+    class Counted:
+        calls = 0
+
+        def __init__(self, training):
+            self.training = training
+
+        def __call__(self, stage, rng):
+            self.calls += 1
+            return self.calls * self.training.loss(stage, rng)
+
+        def state_dict(self):
+            return {"calls": self.calls}
+
+        def load_state_dict(self, state):
+            self.calls = state["calls"]
+
+    whole = Steps(tmp_path / "a", 60, flat_steps=50)
+    whole.run(Counted(whole))
+    for steps in (25, 60):
+        parts = Steps(tmp_path / "b", steps, flat_steps=50)
+        parts.run(Counted(parts))
+    assert torch.equal(parts.network.weight, whole.network.weight)
 
 
 def test_every_average_is_reported_under_a_name_of_its_own(tmp_path):
