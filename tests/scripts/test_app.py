@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from ldm_inverse.runs.settings import from_words
 from sample_condition import main as restore
 from scripts.app import main
 from scripts.webapp.faults import FAULTS, Answers, words
@@ -23,6 +25,7 @@ from scripts.webapp.job import ROOT, Job
 from scripts.webapp.photos import keep, keep_kernel, mask_of
 from tests.runs import QUICK
 from tests.tiny import SIDE
+from util.cli import split_word
 from util.errors import UserError
 
 DEMO = ["--ldm_config", "configs/latent-diffusion/demo-ldm-vq-4.yaml", "--diffusion_config"]
@@ -49,6 +52,14 @@ def test_what_is_wrong_becomes_words_that_the_command_takes(fault, tmp_path, mon
     names = {"a hole": "inpainting", "blurred": "gaussian_blur", "small": "super_resolution", "noisy": "noise"}
     assert settings["measurement"]["operator"]["name"] == names.get(fault, "jpeg")
     assert settings["measurement"]["noise"]["sigma"] == pytest.approx(4 / 255, rel=0.01)
+
+
+def test_a_folder_of_any_name_is_told_as_it_is():
+    for folder in (Path("mine, 2024: a"), Path("it's #1 {new}")):
+        for fault, key in (("a hole", "mask_file"), ("blurred", "kernel")):
+            operator = words(fault, Answers(folder / "mask.png", kernel=folder / "kernel.npy"))[2]
+            told = from_words([split_word(operator)])["measurement"]["operator"]
+            assert told[key] in {str(folder / "mask.png"), str(folder / "kernel.npy")}
 
 
 def test_a_blur_may_have_its_kernel_in_a_file(tmp_path):
