@@ -41,7 +41,11 @@ class Benchmark:
     settings: Sequence[str]
 
     def run(self) -> str:
-        """Time what is asked for and write what came out; return it as text."""
+        """Time what is asked for and write what came out; return it as text.
+
+        Raises:
+            UserError: it cannot be timed.
+        """
         if self.demo:
             return self._presets(self.demo)
         if self.settings:
@@ -49,6 +53,9 @@ class Benchmark:
         if self.threads:
             torch.set_num_threads(self.threads)
         device, config = resolve_device(self.device), load_yaml(self.config)
+        architecture = model_without_weights(config)
+        if architecture.image_channels != 3 or architecture.cond_stage_model is not None:
+            raise UserError(f"{self.config}: only unconditional models of colour pictures are timed")
         if self.restorations:
             return self._restorations(self.restorations, config, device)
         if self.checkpoint is not None:

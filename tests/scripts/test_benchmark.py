@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ldm.acceleration.arithmetic import Arithmetic
 from ldm_inverse.solvers.problem import mean_squared_residual
@@ -13,7 +14,7 @@ from scripts import benchmark
 from scripts.benchmarks import demo, measure, modes, published, report
 from scripts.benchmarks.parts import as_told
 from tests.reference.recorded import relative_error
-from tests.tiny import CONFIG, SIDE, write_model
+from tests.tiny import CONFIG, SIDE, family, write_model
 
 CPU = torch.device("cpu")
 NETWORK_PARTS = ["UNet forward", "decoder forward", "latent iteration", "sampling step", "time travel"]
@@ -158,6 +159,19 @@ def test_presets_that_no_restoration_is_timed_by(tmp_path, capsys):
     for preset, said in (("fastet", "fastest"), (str(none), "no conditioning.resample")):
         assert benchmark.main(["--restorations", preset, "--device", "cpu"]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["grey", "classes"])
+def test_models_that_are_not_timed_are_refused_in_a_line(kind, tmp_path, capsys):
+    if kind == "grey":
+        stage = {"target": "ldm.models.autoencoder.AutoencoderKL"}
+        config = family(first_stage={**stage, "ddconfig": {"double_z": True, "in_channels": 1, "out_ch": 1}})
+    else:
+        embedder = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"n_classes": 4, "embed_dim": 8}}
+        config = family({"use_spatial_transformer": True, "context_dim": 8}, cond_stage_config=embedder)
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(config))
+    assert benchmark.main(["--config", str(tmp_path / "model.yaml"), "--device", "cpu"]) == 2
+    assert "only unconditional models of colour pictures are timed" in capsys.readouterr().err
 
 
 def test_presets_are_timed_by_the_command_itself(tmp_path, monkeypatch, capsys):
