@@ -49,16 +49,16 @@ def sample_resample(
 
     if settings.final_stage is not None:
         abar = schedule.alphas_prev[settings.last_event(len(schedule))]
-        follow = run.follow("final", *aim(settings.final_stage, problem))
+        follow = run.follow("final", *aim(settings.final_stage, problem, run.batch))
         minimum = fit_latent(prior.model, problem, z, settings.final_stage, abar, follow)
         z = minimum.x
         run.optimised(len(schedule), "final", minimum)
     return z
 
 
-def aim(settings: FitSettings, problem: InverseProblem) -> tuple[int, float | None]:
-    """The most iterations that an optimisation has, and the loss that the first measurement's stops below."""
-    return settings.max_iters, settings.threshold(problem.noise_levels(1)[0])
+def aim(settings: FitSettings, problem: InverseProblem, batch: int) -> tuple[int, float | None]:
+    """The most iterations that an optimisation has, and the loss that the first of a batch's stops below."""
+    return settings.max_iters, settings.threshold(problem.noise_levels(batch)[0])
 
 
 def diffused_guess(prior: LatentPrior, problem: InverseProblem, noise: Tensor, index: int) -> Tensor:
@@ -96,7 +96,7 @@ def hard_consistency(
     ahead = time_travel(prior, z, index, settings)
     stage = settings.stage_at(index, len(run.schedule))
     if stage == "latent":
-        abar, follow = run.schedule.alphas_prev[index], run.follow("latent", *aim(settings.latent, problem))
+        abar, follow = run.schedule.alphas_prev[index], run.follow("latent", *aim(settings.latent, problem, run.batch))
         minimum = fit_latent(prior.model, problem, ahead.pseudo_x0, settings.latent, abar, follow)
         clean = minimum.x
     else:
@@ -106,7 +106,8 @@ def hard_consistency(
             noise = posterior_noise(prior, problem, image) if draws else None
             minimum = proximal(problem, image, settings.pixel, noise)
         else:
-            minimum = fit_pixel(problem, image, settings.pixel, run.follow("pixel", *aim(settings.pixel, problem)))
+            follow = run.follow("pixel", *aim(settings.pixel, problem, run.batch))
+            minimum = fit_pixel(problem, image, settings.pixel, follow)
         clean = encoded(prior.model, minimum.x, settings.pixel.corrections)
     z = resample_at(prior, clean, z, index, settings)
     run.optimised(len(run.schedule) - 1 - index, stage or "pixel", minimum)

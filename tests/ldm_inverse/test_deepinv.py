@@ -1,7 +1,9 @@
-"""Operators of deepinv in a task, and our solvers as its reconstructor. Left out where it is not installed."""
+"""Operators of deepinv in a task, and our solvers as its reconstructor. What needs it is left out where it is not
+installed."""
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,3 +92,65 @@ def test_the_reconstructor_restores_deepinvs_images(deepinv, prior):
     assert found.shape == ramp.shape
     assert (physics.A(found) - y).square().mean() < 0.1 * (physics.A(0.5 * torch.ones_like(ramp)) - y).square().mean()
     assert torch.equal(found, Reconstructor(prior, solver)(y, physics))
+
+
+class Physics(torch.nn.Module):
+    """A linear operator as deepinv has them: every second row."""
+
+    img_size = (3, 32, 32)
+
+    def A(self, x):  # noqa: N802 (its name there)
+        return x[..., ::2, :]
+
+    def A_adjoint(self, y):  # noqa: N802
+        x = y.new_zeros(*y.shape[:-2], 2 * y.shape[-2], y.shape[-1])
+        x[..., ::2, :] = y
+        return x
+
+
+@pytest.fixture
+def reconstructor(monkeypatch):
+    """Our reconstructor, also where deepinv is not installed."""
+    monkeypatch.setitem(sys.modules, "deepinv", SimpleNamespace(models=SimpleNamespace(Reconstructor=torch.nn.Module)))
+    monkeypatch.delitem(sys.modules, "ldm_inverse.deepinv", raising=False)
+    from ldm_inverse.deepinv import Reconstructor
+
+    yield Reconstructor
+    sys.modules.pop("ldm_inverse.deepinv", None)
+
+
+def test_each_image_of_a_batch_has_its_own_noise_level(reconstructor, prior):
+    latent = {"max_iters": 20, "eps": "noise"}
+    stages = {"interval": 2, "soft_step": False, "stages": {"plain": 0, "latent": 1}, "latent": latent}
+    solver = Solver("resample", steps=4, settings=read(ResampleSettings, stages))
+    physics, levels = Physics(), torch.tensor([0.02, 0.5])
+    y = torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+    physics.noise_model = SimpleNamespace(sigma=levels)
+    both = reconstructor(prior, solver)(y, physics)
+    for own in range(2):
+        alone = reconstructor(prior, solver, seed=own, sigma=float(levels[own]))(y[own : own + 1], physics)
+        assert torch.allclose(both[own], alone[0], atol=1e-3)
+    other = reconstructor(prior, solver, seed=1, sigma=0.02)(y[1:], physics)
+    assert not torch.allclose(both[1], other[0], atol=1e-2)
+    physics.noise_model = SimpleNamespace(sigma=torch.ones(3))
+    with pytest.raises(UserError, match="3 noise levels for a batch of 2"):
+        reconstructor(prior, solver)(y, physics)
+
+
+def test_the_noise_is_drawn_where_the_measurement_is(reconstructor, prior, monkeypatch):
+    seen = []
+    monkeypatch.setattr("ldm_inverse.deepinv.restore", lambda *args, generator: seen.extend(generator) or torch.ones(1))
+    monkeypatch.setattr("ldm_inverse.deepinv.Generator", SeenGenerator)
+    y = torch.rand(1, 3, 16, 32)
+    reconstructor(prior, Solver("dps", steps=2))(y, Physics())
+    assert [generator.given for generator in seen] == [y.device]
+
+
+class SeenGenerator:
+    """Says where it was asked to draw: a generator of the processor cannot draw on a card."""
+
+    def __init__(self, device=None):
+        self.given = device
+
+    def manual_seed(self, seed):
+        return self

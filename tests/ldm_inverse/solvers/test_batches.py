@@ -1,5 +1,7 @@
 """A batch of measurements restored at once: each image ends as it would alone, and leaves when it is done."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,19 @@ def test_each_image_is_restored_as_it_would_be_alone_by_every_sampler(model, sam
     for position, problem in enumerate(alone):
         own, (own_events,) = restore(model, problem, seeds=[5 + position], **how)
         assert torch.allclose(images[position], own[0], rtol=0, atol=1e-8)
+        assert told(events[position]) == told(own_events)
+
+
+def test_each_measurement_may_have_a_noise_level_of_its_own(model):
+    alone = [
+        replace(problem, noise_sigma=sigma)
+        for problem, sigma in zip(problems("motion_blur", model, 2), (0.1, 0.4), strict=True)
+    ]
+    together = replace(InverseProblem.stack(alone), noisy_share=1.0)
+    images, events = restore(model, together, seeds=[5, 6])
+    for position, problem in enumerate(alone):
+        own, (own_events,) = restore(model, problem, seeds=[5 + position])
+        assert torch.allclose(images[position], own[0], rtol=0, atol=1e-9)
         assert told(events[position]) == told(own_events)
 
 
