@@ -91,13 +91,15 @@ def check_batch(problem: InverseProblem, prior: LatentPrior, batch: int) -> None
     Raises:
         UserError: they are not.
     """
-    generator, conditioning = prior.generator, prior.conditioning
+    generator = prior.generator
     if len(problem.measurement) not in (1, batch):
         raise UserError(f"{len(problem.measurement)} measurements for a batch of {batch}: must be as many, or one")
     if isinstance(generator, Sequence) and len(generator) != batch:
         raise UserError(f"{len(generator)} generators for a batch of {batch}: must be one, or one each")
-    if conditioning is not None and len(conditioning) != batch:
-        raise UserError(f"conditioning has {len(conditioning)} rows for a batch of {batch}")
+    for name in ("conditioning", "unconditional_conditioning"):
+        rows = getattr(prior, name)
+        if rows is not None and len(rows) != batch:
+            raise UserError(f"{name} has {len(rows)} rows for a batch of {batch}")
 
 
 def decoded(model: LatentDiffusion, problem: InverseProblem, z: Tensor, solver: Solver, run: SamplerRun) -> Tensor:
