@@ -96,10 +96,7 @@ def check_batch(problem: InverseProblem, prior: LatentPrior, batch: int) -> None
         raise UserError(f"{len(problem.measurement)} measurements for a batch of {batch}: must be as many, or one")
     if isinstance(generator, Sequence) and len(generator) != batch:
         raise UserError(f"{len(generator)} generators for a batch of {batch}: must be one, or one each")
-    for name in ("conditioning", "unconditional_conditioning"):
-        rows = getattr(prior, name)
-        if rows is not None and len(rows) != batch:
-            raise UserError(f"{name} has {len(rows)} rows for a batch of {batch}")
+    prior.check_rows(batch)
 
 
 def decoded(model: LatentDiffusion, problem: InverseProblem, z: Tensor, solver: Solver, run: SamplerRun) -> Tensor:

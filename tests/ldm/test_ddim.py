@@ -78,6 +78,8 @@ def test_a_scale_of_one_does_not_evaluate_the_unconditional_branch(model):
 def test_conditioning_of_another_batch_size_is_refused(model):
     with pytest.raises(UserError, match="3 rows for a batch of 2"):
         sample(model, 3, conditioning=torch.zeros(3, *SHAPE))
+    with pytest.raises(UserError, match="unconditional_conditioning has 1 rows for a batch of 2"):
+        sample(model, 3, conditioning=torch.zeros(2, *SHAPE), unconditional_conditioning=torch.zeros(1, *SHAPE))
 
 
 # The run.

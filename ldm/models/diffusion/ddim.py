@@ -116,8 +116,7 @@ class DDIMSampler:
         """
         self.make_schedule(S, ddim_eta=eta)
         prior = self.prior(conditioning, unconditional_conditioning, unconditional_guidance_scale, generator)
-        if conditioning is not None and len(conditioning) != batch_size:
-            raise UserError(f"conditioning has {len(conditioning)} rows for a batch of {batch_size}")
+        prior.check_rows(batch_size)
         z = start(x_T, (batch_size, *shape), next(self.model.parameters()), generator)
         kept = Intermediates(S, log_every_t)
         for step, index in enumerate(tqdm(range(S - 1, -1, -1), desc="sampling", leave=None, disable=not verbose)):

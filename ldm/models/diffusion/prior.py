@@ -10,6 +10,7 @@ from torch import Tensor
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.evaluations import counter_of
 from ldm.modules.diffusionmodules.util import make_ddim_sampling_parameters, make_ddim_timesteps
+from util.errors import UserError
 
 # The source of all noise: one, or one for each sample of a batch; None is torch's default stream.
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -108,6 +109,17 @@ class LatentPrior:
     unconditional_conditioning: Tensor | None = None
     guidance_scale: float = 1.0
     generator: Generators = None
+
+    def check_rows(self, batch: int) -> None:
+        """Check that there is a condition for each latent of a batch.
+
+        Raises:
+            UserError: there are more or fewer.
+        """
+        for name in ("conditioning", "unconditional_conditioning"):
+            rows = getattr(self, name)
+            if rows is not None and len(rows) != batch:
+                raise UserError(f"{name} has {len(rows)} rows for a batch of {batch}")
 
     def predict_noise(self, z: Tensor, timestep: float | Tensor, differentiable: bool = False) -> Tensor:
         """The model's noise estimate for z at a timestep, guided (Ho and Salimans, 2022):
