@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from data.dataloader import to_tensor
+from data.pictures import read_pixels
 from ldm_inverse.measurements import get_operator
 from ldm_inverse.properties import PROPERTIES
 from ldm_inverse.solvers.resample_settings import ResampleSettings
@@ -78,20 +80,25 @@ def test_it_is_imported_only_when_asked_for():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_reconstructor_restores_deepinvs_images(deepinv, prior):
+@pytest.mark.slow
+def test_the_reconstructor_restores_deepinvs_images(deepinv):
     from ldm_inverse.deepinv import Reconstructor
 
     preset = load_yaml("configs/presets/fastest.yaml")
-    solver = Solver("resample", steps=8, settings=read(ResampleSettings, preset["conditioning"]["resample"]))
+    settings = read(ResampleSettings, preset["conditioning"]["resample"])
+    solver = Solver("resample", steps=preset["ddim_steps"], settings=settings)
+    rng = torch.Generator().manual_seed(0)
     physics = deepinv.physics.Inpainting(
-        (3, 32, 32), mask=0.5, rng=torch.Generator().manual_seed(0), noise_model=deepinv.physics.GaussianNoise(0.01)
+        (3, 128, 128), mask=0.5, rng=rng, noise_model=deepinv.physics.GaussianNoise(0.02, rng=rng)
     )
-    ramp = torch.linspace(0.2, 0.8, 32).expand(2, 3, 32, 32)
-    y = physics.A(ramp)
-    found = Reconstructor(prior, solver)(y, physics)
-    assert found.shape == ramp.shape
-    assert (physics.A(found) - y).square().mean() < 0.1 * (physics.A(0.5 * torch.ones_like(ramp)) - y).square().mean()
-    assert torch.equal(found, Reconstructor(prior, solver)(y, physics))
+    face = to_tensor(read_pixels("data/demo/900000.png"))[None] / 2 + 0.5
+    y, model = physics(face), get_model(None, "models/demo/model.safetensors", device="cpu")
+    found = Reconstructor(model, solver)(y, physics)
+    assert found.shape == face.shape
+    residual = (physics.A(found) - y)[physics.A(torch.ones_like(face)) > 0]
+    assert 0.5 < residual.square().mean().sqrt() / 0.02 < 1.5
+    assert -10 * (found - face).square().mean().log10() > 32
+    assert torch.equal(found, Reconstructor(model, solver)(y, physics))
 
 
 class Physics(torch.nn.Module):
