@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from scripts.app import main
 from scripts.webapp.faults import FAULTS, Answers, words
 from scripts.webapp.job import ROOT, Job
 from scripts.webapp.photos import keep, keep_kernel, mask_of
+from tests.browser import chromium
 from tests.runs import QUICK
 from tests.tiny import SIDE
 from util.cli import split_word
@@ -215,21 +215,10 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    programs = shutil.which("chromium"), shutil.which("chromedriver")
-    if None in programs:
-        pytest.skip("no chromium and chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    for word in ("--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    driver.set_window_size(1400, 1600)
-    yield driver
-    driver.quit()
+    closed = ("--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    with chromium("performance", *closed) as driver:
+        driver.set_window_size(1400, 1600)
+        yield driver
 
 
 def wait_for(what, seconds=120):

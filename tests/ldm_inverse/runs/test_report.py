@@ -18,6 +18,7 @@ from ldm_inverse.runs.report.page import report
 from ldm_inverse.runs.results import FAILED, MEASURED, METRICS, csv_of
 from ldm_inverse.runs.trace import TRACE
 from scripts.report import main
+from tests.browser import chromium
 from tests.runs import shown
 
 CURVES = True
@@ -115,18 +116,8 @@ def test_a_damaged_file_is_named(folder, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    programs = shutil.which("chromium"), shutil.which("chromedriver")
-    if None in programs:
-        pytest.skip("no chromium and chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    yield driver
-    driver.quit()
+    with chromium("browser", "--hide-scrollbars") as driver:
+        yield driver
 
 
 def opened(browser, path, size=(1200, 1400)):
