@@ -35,6 +35,7 @@ from ldm.checkpoints.shards import files_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
 from util.errors import UserError
+from util.files import version_of
 from util.logging import LOGGER
 from util.yaml import load_yaml
 
@@ -97,12 +98,11 @@ def model_config(ldm_config: str | Path | None, diffusion_config: str | Path) ->
         return read_config(path)
     if path.with_suffix(".yaml").is_file():
         return load_yaml(path.with_suffix(".yaml"))
-    state = path.stat()
-    return load_yaml(_recognised(path, state.st_mtime_ns, state.st_size))
+    return load_yaml(_recognised(path, version_of(path)))
 
 
 @cache
-def _recognised(path: Path, _changed: int, _size: int) -> Path:
+def _recognised(path: Path, _version: tuple[int, ...]) -> Path:
     """Return the configuration of the project that a file's tensors fit."""
     stored = _with_unet(read_weights(path))
     refuse_other_kinds(stored, path)

@@ -15,6 +15,7 @@ from data import dicom_files, tiff_files
 from data.picture_files import file_head, opened, stream
 from data.torn_pictures import looks_whole, refuse_missing_strips
 from util.errors import UserError
+from util.files import version_of
 
 Reader = Literal["pillow", "tiff", "dicom"]  # ``tiff`` for more than 8 bits
 MOVING = ("GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")  # what may have frames; of a JPEG they are previews
@@ -69,8 +70,7 @@ def _kept(path: str, version: tuple[int, ...]) -> dict[int, Header]:
 def _version(path: str | Path, content: bytes | None) -> tuple[int, ...]:
     if content is not None:
         return len(content), zlib.crc32(content)
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return version_of(path)
 
 
 def _all_headers(path: str | Path, content: bytes | None) -> dict[int, Header]:

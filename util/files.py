@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and whether one is still the same."""
 
 import contextlib
 import os
@@ -9,6 +9,16 @@ from pathlib import Path
 from util.errors import UserError
 
 PART = ".part"  # the suffix of a file that is being written
+
+
+def version_of(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Return numbers that change when a file is replaced or written to: time of change, inode, size.
+
+    Raises:
+        OSError: there is no such file, or it may not be asked.
+    """
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 @contextlib.contextmanager

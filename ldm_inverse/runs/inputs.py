@@ -13,6 +13,7 @@ from data.dataloader import PictureFolder
 from data.sources import Source
 from ldm_inverse.runs.given_measurements import GivenMeasurements
 from util.errors import UserError
+from util.files import version_of
 
 
 class Inputs:
@@ -84,8 +85,7 @@ def _digests(folder: Path, wanted: set[str]) -> dict[str, list[str]]:
 
 def _sha256(source: Source | Path) -> str:
     if isinstance(source, Source) and source.frame is not None:
-        status = source.path.stat()
-        return _of_many(source.path, source.member, (status.st_mtime_ns, status.st_ino, status.st_size))
+        return _of_many(source.path, source.member, version_of(source.path))
     content = source.content() if isinstance(source, Source) else None
     path = source.path if isinstance(source, Source) else source
     return hashlib.sha256(path.read_bytes() if content is None else content).hexdigest()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from util.errors import UserError
+from util.files import version_of
 
 # Passes through the networks.
 PASSES = ("unet", "unet_backward", "decoder_forward", "decoder_backward", "encoder_forward", "encoder_backward")
@@ -36,7 +37,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._known: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}  # each row with the version of its file
+        self._known: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}  # each row with the version of its file
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Return the rows by the restorations' names: all that any process has written by now.
@@ -51,8 +52,7 @@ class Results:
             name, ending = os.path.splitext(entry.name)
             if ending == ".json":
                 with suppress(FileNotFoundError):  # forgotten since it was listed
-                    status = entry.stat()
-                    version, known = (status.st_mtime_ns, status.st_ino), self._known.get(name)
+                    version, known = version_of(entry), self._known.get(name)
                     is_same = known is not None and known[0] == version
                     found[name] = known if known and is_same else (version, _read(self.folder / entry.name))
         self._known = found
