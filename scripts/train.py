@@ -38,9 +38,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     length.add_argument("--max_minutes", type=minutes, default=60, help="minutes of training in all (default 60)")
     length.add_argument("--max_steps", type=whole_number(1), help="the same in steps, in place of minutes")
     parser.add_argument("--val", type=Path, help="folder of pictures for the round-trip PSNR (default: 32 of --data)")
-    begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--first_stage", type=Path, help="trained first stage, for a new prior (diffusion only)")
-    begin.add_argument("--start", type=Path, help="checkpoint of the whole model, to train its prior further")
+    parser.add_argument(
+        "--first_stage", type=Path, help="trained first stage, in place of the one in --start (diffusion only)"
+    )
+    parser.add_argument("--start", type=Path, help="checkpoint of the whole model, to train the stage further")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the networks")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all)")
@@ -48,8 +49,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save_minutes", type=minutes, default=5, help="minutes between saves (default 5)")
     add_debug(parser)
     args = parser.parse_args(argv)
-    if (args.stage == "diffusion") != bool(args.first_stage or args.start):
-        parser.error("--stage diffusion needs --first_stage or --start; the other stage takes neither")
+    if args.stage == "diffusion" and not (args.first_stage or args.start):
+        parser.error("--stage diffusion needs --first_stage or --start")
+    if args.stage == "autoencoder" and args.first_stage:
+        parser.error("--first_stage is for --stage diffusion: --start trains a first stage further")
     return args
 
 

@@ -31,16 +31,27 @@ def crop_side(stage: Stage) -> int:
 class DecoderLoss:
     """Mean squared error of what the decoder makes of fixed codes; encoder and codebook stay as they are.
 
+    The error is ``mean (D(c) - x)^2 + consistency mean (E(D(c)) - c)^2``: a picture should have the code that it was
+    made of, so that nothing is lost between a latent of the prior and its picture.
+
     Args:
         pictures: uint8 (N, H, W, 3).
         latents: of the pictures and of their mirror images, (2N, C, h, w), before quantisation.
         quantised_share: of the pictures in a batch; the others are decoded from the latent itself, so that a
             restoration may leave the codebook out (`latent.quantise: false`).
+        consistency: weight of the second term.
     """
 
-    def __init__(self, model: VQModelInterface, pictures: np.ndarray, latents: np.ndarray, quantised_share: float):
+    def __init__(
+        self,
+        model: VQModelInterface,
+        pictures: np.ndarray,
+        latents: np.ndarray,
+        quantised_share: float,
+        consistency: float = 0.0,
+    ):
         self.model, self.pictures, self.latents = model, pictures, latents
-        self.quantised_share = quantised_share
+        self.quantised_share, self.consistency = quantised_share, consistency
 
     def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
         side = crop_side(stage)
@@ -52,7 +63,10 @@ class DecoderLoss:
             codes = torch.cat([self.model.quantize(codes[:count])[0], codes[count:]])
             codes = codes.contiguous(memory_format=torch.channels_last)
         decoded = self.model.decode(codes, force_not_quantize=True).float()
-        return F.mse_loss(decoded, cut(self.pictures, crops, side).to(device))
+        loss = F.mse_loss(decoded, cut(self.pictures, crops, side).to(device))
+        if self.consistency:
+            loss = loss + self.consistency * F.mse_loss(self.model.encode(decoded).float(), codes)
+        return loss
 
     def _codes(self, crop: Crop, side: int) -> np.ndarray:
         factor, row = self.model.downsampling, crop.picture + crop.mirrored * len(self.pictures)

@@ -54,6 +54,7 @@ class AutoencoderSettings(TrainingSettings):
     whitening: NotNegative
     trainable: Literal["all", "decoder"]
     quantised_share: Share = Fraction(1, 2)
+    consistency: NotNegative = 0.0
 
     def check_crops(self, resolution: int, downsampling: int) -> None:
         """Check that every stage has a crop that can be cut and encoded.

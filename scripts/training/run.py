@@ -64,7 +64,7 @@ class StageTraining:
             model = load_model_from_config(config, self.start, device)
         else:
             model = instantiate_from_config(config["model"]).to(device)
-        if self.first_stage:
+        if self.first_stage:  # also in place of the one in `start`
             load_first_stage(model.first_stage_model, self.first_stage)
         make_folder(self.out)
         side = model.first_stage_model.resolution
@@ -85,9 +85,9 @@ class StageTraining:
     def _train_first_stage(
         self, settings: AutoencoderSettings, model: VQModelInterface, pictures: np.ndarray, validation: np.ndarray
     ) -> None:
-        """Initialise (once) and train the autoencoder."""
-        model.to(memory_format=torch.channels_last)
-        if not (self.out / "state.pt").exists():
+        """Initialise (once, unless it was trained before) and train the autoencoder."""
+        model.to(memory_format=torch.channels_last).train().requires_grad_(True)
+        if not self.start and not (self.out / "state.pt").exists():
             if settings.init == "linear":
                 linear_encoder(model, pictures, settings.whitening)
             codebook_from_data(model, pictures, np.random.RandomState(self.seed))
@@ -105,7 +105,9 @@ class StageTraining:
         if decoder_only:
             device = next(model.parameters()).device
             latents = encode_pictures(model.encode, pictures, self.out / "latents.f16", device)
-            final = training.run(DecoderLoss(model, pictures, latents, float(settings.quantised_share)))
+            final = training.run(
+                DecoderLoss(model, pictures, latents, float(settings.quantised_share), float(settings.consistency))
+            )
         else:
             final = training.run(AutoencoderLoss(model, pictures))
         print("round-trip PSNR:", ", ".join(f"{name} {value:.2f} dB" for name, value in final.items()))

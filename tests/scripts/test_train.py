@@ -41,6 +41,28 @@ def test_both_stages_give_weights_that_the_command_loads(tmp_path, capsys):
     assert psnr > 12
 
 
+def test_a_first_stage_is_trained_further_and_takes_its_place_in_the_model(tmp_path):
+    config, data = training_config(tmp_path), write_pictures(tmp_path / "pictures", [f"{i}.png" for i in range(6)])
+    first, prior, more, both = (tmp_path / name for name in ("first", "prior", "more", "both"))
+    common = ("--config", config, "--data", data)
+    train("--stage", "autoencoder", *common, "--max_steps", 5, "--out", first)
+    train(
+        *("--stage", "diffusion", *common, "--max_steps", 1),
+        *("--out", prior, "--first_stage", first / "weights.safetensors"),
+    )
+    train("--stage", "autoencoder", *common, "--max_steps", 20, "--out", more, "--start", prior / "weights.safetensors")
+    train(
+        *("--stage", "diffusion", *common, "--max_steps", 1, "--out", both),
+        *("--start", prior / "weights.safetensors", "--first_stage", more / "weights.safetensors"),
+    )
+    pictures = load_pictures([data], 32, tmp_path / "again.u8")
+    ratios = [
+        round_trip_psnr(get_model(config, out / "weights.safetensors", "cpu").first_stage_model, pictures)[0]
+        for out in (prior, both)
+    ]
+    assert ratios[1] > ratios[0] + 0.1
+
+
 def changed(config, **params):
     """Write a configuration whose model has other parameters beside a given one; returns its path."""
     content = yaml.safe_load(config.read_text())

@@ -84,6 +84,11 @@ def test_decoder_loss_is_the_loss_of_the_whole_pictures_round_trip(tmp_path):
         decoded = [model.decode(codes[:1]), model.decode(codes[1:], force_not_quantize=True)]
         want = (torch.cat(decoded) - images).square().mean()
     assert abs(loss.item() - want) < 2e-3 * want
+    consistent = DecoderLoss(model, pictures, latents, 1 / 3, 0.5)(stage, np.random.RandomState(5))
+    with torch.no_grad():
+        given = torch.cat([model.quantize(codes[:1])[0], codes[1:]])
+        want = (model.encode(torch.cat(decoded)) - given).square().mean() / 2
+    assert abs((consistent - loss).item() - want) < 2e-3 * want
     loss.backward()
     assert model.decoder.conv_in.weight.grad is not None
     assert model.encoder.conv_in.weight.grad is None
