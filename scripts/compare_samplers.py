@@ -16,7 +16,8 @@ from util.errors import UserError
 EXAMPLES = """The distance is the Fréchet distance between Gaussians fitted to features of both sets: mean and deviation
 of each channel of the first stage's latent over each quarter of the picture, in units of the reference's deviation. It
 says how near colours, layout and amount of detail are, and nothing about single pictures; it falls with the number of
-samples, so only rows of one table compare. The first row is what as many of the reference's own pictures get.
+samples, so only rows of one table compare. The first row is what as many of the reference's own pictures get, the
+second what they get once encoded and decoded.
 
 example:
   python scripts/compare_samplers.py --model models/demo/model.safetensors \\
@@ -61,6 +62,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--n", type=whole_number(2), default=512, help="samples of each (default: %(default)s)")
     parser.add_argument("--seed", type=whole_number(0), default=0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--no_codebook",
+        action="store_true",
+        help="decode the latents as they are, where the first stage has a codebook",
+    )
     parser.add_argument("--out", required=True, type=Path, help="where samples and the table go")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--threads", type=whole_number(1, 1024), help="processor threads")
@@ -79,7 +85,8 @@ def compare(args: argparse.Namespace) -> None:
     from scripts.sampling.comparison import compare  # needs torch, which --help does not
     from scripts.sampling.samples import Samples
 
-    shared = {key: getattr(args, key) for key in ("ldm_config", "diffusion_config", "n", "seed", "device", "threads")}
+    keys = ("ldm_config", "diffusion_config", "n", "seed", "device", "threads", "no_codebook")
+    shared = {key: getattr(args, key) for key in keys}
     runs = {
         word: Samples(
             **shared, sampler=sampler, steps=steps, settings=settings, save_dir=args.out / word.replace(":", "_")

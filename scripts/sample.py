@@ -48,6 +48,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--scale", type=float, default=1.0, metavar="W", help="classifier-free guidance; 1 is none")
     parser.add_argument("--batch_size", type=whole_number(1), default=16, help="samples at once (default: %(default)s)")
+    parser.add_argument(
+        "--no_codebook",
+        action="store_true",
+        help="decode the latents as they are, where the first stage has a codebook",
+    )
     parser.add_argument("--save_dir", required=True, type=Path, help="where the pictures go")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument("--gpu", type=whole_number(0), default=0, metavar="N", help="which card")

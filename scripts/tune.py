@@ -19,8 +19,8 @@ from util.cli import Parser, add_debug, exit_status, whole_number
 
 EXAMPLES = """examples:
   # DAPS on inpainting, with 200 passes through the networks at most
-  python scripts/tune.py --task_dir configs/tasks/demo --tasks inpainting --max_passes 200 --save_dir results/daps \\
-      conditioning.main_sampler=daps ddim_steps=5..50 conditioning.daps.iterations=1..20 \\
+  python scripts/tune.py --task_dir configs/tasks/demo --tasks inpainting --preset daps --max_passes 200 \\
+      --save_dir results/daps ddim_steps=5..50 conditioning.daps.iterations=1..20 \\
       conditioning.daps.lr=log:0.1..2 conditioning.daps.decoder_error=log:0.02..0.2 \\
       -- --model models/demo --data data/demo --threads 1
 
@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="tune.py", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("space", nargs="*", metavar="key=VALUES", help="settings, each with its values (below)")
     add_tasks(parser)
-    parser.add_argument("--preset", default="solvers", metavar="NAME|FILE", help="where to begin (default: solvers)")
+    parser.add_argument("--preset", required=True, metavar="NAME|FILE", help="where to begin, and what to compare with")
     parser.add_argument("--trials", type=whole_number(1), default=20, metavar="N", help="(default: 20)")
     parser.add_argument("--pictures", type=whole_number(1), default=8, metavar="N", help="of each task (default: 8)")
     parser.add_argument(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_inverse.runs.presets import PRESETS
+from ldm_inverse.runs.presets import PRESETS, shipped_presets
 from ldm_inverse.solvers.resample_settings import ResampleSettings
 from ldm_inverse.task import Task
 from model_loader import load_yaml
@@ -19,7 +19,7 @@ from util.settings import read
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+@pytest.mark.parametrize("preset", shipped_presets())
 def test_every_shipped_preset_is_accepted(preset, place, tmp_path):
     assert main(words(place, tmp_path, "--dry_run", "--preset", preset)) == 0
 

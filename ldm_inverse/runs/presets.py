@@ -14,17 +14,22 @@ PRESETS = Path(__file__).resolve().parents[2] / "configs" / "presets"
 
 
 def find_preset(name: str) -> Path:
-    """Return the file of a preset, given by its name in `configs/presets` or by its own path.
+    """Return the file of a preset, given by its name in `configs/presets` or a folder in it, or by its own path.
 
     Raises:
         UserError: neither.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         return Path(name)
-    shipped = {path.stem: path for path in PRESETS.glob("*.yaml")}
+    shipped = shipped_presets()
     if name not in shipped:
         raise unknown("preset", name, shipped)
     return shipped[name]
+
+
+def shipped_presets() -> dict[str, Path]:
+    """Return the presets that come with the project, by name."""
+    return {path.stem: path for path in sorted(PRESETS.rglob("*.yaml"))}
 
 
 def preset_layers(path: Path, operator: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -58,7 +63,7 @@ def refuse_other_sampler(name: str, preset: Mapping[str, Any], sampler: str) -> 
     samplers = samplers_of(preset)
     if not samplers or sampler in samplers or get_sampler(sampler).sample is None:
         return
-    fit = [path.stem for path in sorted(PRESETS.glob("*.yaml")) if sampler in samplers_of(load_yaml(path))]
+    fit = [name for name, path in shipped_presets().items() if sampler in samplers_of(load_yaml(path))]
     remedy = f"take --preset {fit[0]}" if fit else "leave --preset out"
     raise UserError(f"preset {name} is made for {', '.join(samplers)}, and main_sampler is {sampler}: {remedy}")
 

@@ -21,7 +21,7 @@ PROBE = 0.01  # of a latent, whose entries have a deviation of about 1
 
 
 class DAPSSettings(CodebookSettings):
-    """`conditioning.daps`; `configs/presets/solvers.yaml` says what each does."""
+    """`conditioning.daps`; `configs/presets/solvers/daps.yaml` says what each does."""
 
     ode_steps: Count = 5
     iterations: Count = 100

@@ -21,7 +21,7 @@ from util.settings import Flag, NotNegative
 
 
 class DPSSettings(CodebookSettings):
-    """`conditioning.dps`; `configs/presets/solvers.yaml` says what each does."""
+    """`conditioning.dps`; `configs/presets/solvers/dps.yaml` says what each does."""
 
     scale: NotNegative = 0.5
     weight: Literal["abar", "constant"] = "abar"

@@ -15,7 +15,7 @@ from util.settings import NotNegative
 
 
 class PSLDSettings(CodebookSettings):
-    """`conditioning.psld`; `configs/presets/solvers.yaml` says what each does."""
+    """`conditioning.psld`; `configs/presets/solvers/psld.yaml` says what each does."""
 
     scale: NotNegative = 1.0
     gluing: NotNegative = 0.1

@@ -29,7 +29,7 @@ class InputSettings(FitSettings):
 
 
 class SITCOMSettings(CodebookSettings):
-    """`conditioning.sitcom`; `configs/presets/solvers.yaml` says what each does."""
+    """`conditioning.sitcom`; `configs/presets/solvers/sitcom.yaml` says what each does."""
 
     input: InputSettings = Field(default_factory=InputSettings)
     closeness: NotNegative = 1.0

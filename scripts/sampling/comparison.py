@@ -15,7 +15,7 @@ from scripts.sampling.samples import Samples
 from scripts.text_tables import markdown_table
 from util.errors import UserError
 from util.files import make_folder, write_whole
-from util.metrics import frechet_distance
+from util.metrics import frechet_distance, to_uint8
 
 AT_ONCE = 32
 
@@ -50,13 +50,24 @@ def compare(runs: Sequence[tuple[str, Samples]], reference: Sequence[Path], out:
     all_features = features(model, pictures)
     held_out, others = all_features[: first.n], all_features[first.n :]
     deviation = others.std(0)
-    rows = [Row("pictures of the reference", None, frechet_distance(others / deviation, held_out / deviation))]
+    decoded = features(model, round_trip(model, pictures[: first.n], first.no_codebook))
+    rows = [
+        Row("pictures of the reference", None, frechet_distance(others / deviation, held_out / deviation)),
+        Row("the same, encoded and decoded", None, frechet_distance(others / deviation, decoded / deviation)),
+    ]
     for name, samples in runs:
         samples.make()
         distance = frechet_distance(others / deviation, features(model, samples.read()) / deviation)
         rows.append(Row(name, samples.passes, distance))
         write_whole(out / "samplers.md", table(rows, first.n).encode())
     return table(rows, first.n)
+
+
+def round_trip(model: LatentDiffusion, pictures: np.ndarray, no_codebook: bool) -> np.ndarray:
+    """Return uint8 pictures (N, H, W, 3) encoded and decoded, as `Samples` decodes."""
+    images = (to_model_range(picture[None]).to(model.device) for picture in pictures)
+    decoded = (model.decode_first_stage(model.encode_mode(image), force_not_quantize=no_codebook) for image in images)
+    return np.stack([to_uint8(image) for image in decoded])
 
 
 @torch.no_grad()

@@ -39,6 +39,9 @@ class Samples:
 
     The attributes are the arguments of `scripts/sample.py`; ``settings`` are the sampler's own, as pairs of a key and
     the text of its value.
+
+    Attributes:
+        no_codebook: decode the latents as they are, without the first stage's codebook, if it has one.
     """
 
     diffusion_config: Path
@@ -58,6 +61,7 @@ class Samples:
     precision: str = "fp32"
     threads: int | None = None
     quiet: bool = False
+    no_codebook: bool = False
     settings: Sequence[tuple[str, str]] = ()
 
     @cached_property
@@ -92,6 +96,7 @@ class Samples:
         Arithmetic(self.precision).check(device)
         given = ("class_label", "prompt", "negative_prompt", "scale", "precision")
         settings |= {key: getattr(self, key) for key in given}
+        settings |= {"codebook": False} if self.no_codebook else {}
         record = {"settings": settings, "run": {"seed": self.seed}, "threads": self.threads}
         record |= made_by(self.ldm_config, self.diffusion_config, device)
         record["threads"] = self._threads_there(record) or self.threads or torch.get_num_threads()
@@ -141,7 +146,7 @@ class Samples:
         keywords = guidance(model, self.class_label, self.scale, len(indices), self.prompt, self.negative_prompt)
         latents = sample_prior(model, self.sampler, self.steps, shape, generators, self.own, **keywords)
         for index, latent in zip(indices, latents, strict=True):
-            image = model.decode_first_stage(latent[None])
+            image = model.decode_first_stage(latent[None], force_not_quantize=self.no_codebook)
             if not image.isfinite().all():
                 raise UserError(
                     f"sample {name(index)} is not finite: take more steps, less guidance or --precision fp32"

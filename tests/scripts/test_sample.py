@@ -109,6 +109,15 @@ def test_samples_by_other_settings_are_not_mixed(place, tmp_path, capsys):
     assert "settings.ddim.eta" in capsys.readouterr().err
 
 
+def test_latents_can_be_decoded_without_the_codebook(place, tmp_path, capsys):
+    for out, extra in (("with", []), ("without", ["--no_codebook"])):
+        assert sample.main(words(place, tmp_path / out, *extra)) == 0
+    found, other = (pictures(tmp_path / out) for out in ("with", "without"))
+    assert any(np.abs(found[name] - other[name]).max() > 1 for name in found)
+    assert sample.main(words(place, tmp_path / "without")) == 2
+    assert "settings.codebook" in capsys.readouterr().err
+
+
 # The comparison.
 
 
@@ -136,6 +145,7 @@ def test_samplers_are_compared_and_a_larger_number_adds_to_what_is_there(place, 
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert [row[:2] for row in rows] == [
         ["pictures of the reference", ""],
+        ["the same, encoded and decoded", ""],
         ["ddim:2", "2"],
         ["dpm_solver:2:order=3", "3"],
     ]
