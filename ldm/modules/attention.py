@@ -30,9 +30,14 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.reshape(b, 3, self.num_heads, c // self.num_heads, -1).unbind(1)
         else:
             q, k, v = qkv.reshape(b, self.num_heads, 3, c // self.num_heads, -1).unbind(2)
-        out = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
+        out = self.attend(*(part.transpose(2, 3) for part in (q, k, v)))
         out = self.proj_out(out.transpose(2, 3).reshape(b, c, -1))
         return (flat + out).reshape(b, c, height, width)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``softmax(q k^T / sqrt(d)) v`` for queries, keys and values (B, heads, N, d)."""
+        # Contiguous, or torch's kernel that keeps no table of (N, N) weights does not take them on a processor.
+        return F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
 
 
 class CrossAttention(nn.Module):

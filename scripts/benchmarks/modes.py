@@ -115,6 +115,7 @@ def make_subject(
     """
     if arithmetic is None:
         model.model.requires_grad_(True)
+        published.plain_networks(model)
     else:
         accelerate(model, arithmetic)
     task = Task({"name": operator, **OPERATORS[operator]}, {"name": "gaussian", "sigma": 0.01}).to(model.device)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.acceleration.layers import become
+from ldm.modules.attention import AttentionBlock
 from ldm_inverse.operators import Operator
 from ldm_inverse.operators.blur import Blur
 from ldm_inverse.operators.inpainting import Inpainting
@@ -59,6 +61,22 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask
+
+
+class TableAttention(AttentionBlock):
+    """Attention by the table of all weights."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scale = q.shape[-1] ** -0.25
+        weights = torch.einsum("bhtc,bhsc->bhts", q * scale, k * scale)
+        return torch.einsum("bhts,bhsc->bhtc", torch.softmax(weights, dim=-1), v)
+
+
+def plain_networks(model: nn.Module) -> None:
+    """Give the layers of a model that have another rendering their plain one."""
+    for module in model.modules():
+        if type(module) is AttentionBlock:
+            become(module, TableAttention)
 
 
 def plain_operator(operator: Operator, state: dict[str, Tensor], size: tuple[int, int]) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from ldm.acceleration.arithmetic import Arithmetic
+from ldm.modules.attention import AttentionBlock
 from ldm_inverse.solvers.problem import mean_squared_residual
 from scripts import benchmark
 from scripts.benchmarks import demo, measure, modes, published, report
@@ -81,6 +82,17 @@ def test_the_plain_latent_iteration_is_the_same():
     ours, plain = (part["latent iteration"]() for part in parts)
     # AdamW's first step is the sign of the gradient, which rounding decides where that is next to nothing.
     assert ((ours.x - plain).abs() < 1e-5).float().mean() > 0.99
+
+
+def test_the_plain_unet_attends_by_another_way_to_the_same():
+    state, found = modes.build_state(CONFIG), []
+    for way in (Arithmetic(), None):
+        subject = modes.make_subject(modes.build_model(CONFIG, state, CPU), way, "gaussian_blur", SIDE)
+        kinds = {type(module) for module in subject.model.modules()}
+        assert (published.TableAttention in kinds, AttentionBlock in kinds) == (way is None, way is not None)
+        found.append(modes.network_parts(subject)["UNet forward"]())
+    assert found[0].abs().max() > 0
+    assert relative_error(*found) < 1e-5
 
 
 def test_the_plain_kernels_ask_for_gradients_and_ours_do_not():
