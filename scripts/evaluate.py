@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   python scripts/evaluate.py results/inpainting
   python scripts/evaluate.py results/paper results/demo --save_dir results/paper_or_demo   # the same measurements
   python scripts/evaluate.py results/all/* --by_task                                       # several tasks, one table
+  python scripts/evaluate.py results/box/* --frechet FACES --model models/demo   # are holes filled as faces are?
   python scripts/evaluate.py --recon results/inpainting/recon --reference data/demo --lpips vgg --weights weights
 
 In SAVE_DIR: images.csv (a row for each restoration), summary.csv, evaluation.json, evaluation.md, evaluation.tex."""
@@ -48,6 +49,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="folder with alexnet-*.pth, vgg16-*.pth, weights-inception-*.pth (default: torch.hub's)",
     )
     parser.add_argument("--fid", action="store_true", help="FID as well, by the package torch-fidelity")
+    parser.add_argument(
+        "--frechet",
+        nargs="+",
+        type=Path,
+        metavar="PICTURES",
+        help="Fréchet distance from these pictures (folders or zip files; not the truths), over features of --model",
+    )
+    parser.add_argument("--model", type=Path, metavar="FILE|FOLDER", help="the model whose first stage --frechet takes")
     parser.add_argument("--save_dir", type=Path, metavar="DIR", help="write tables here (default: only print)")
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="the plugin file that the runs had; it is run"
@@ -57,6 +66,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.runs) == bool(args.recon) or bool(args.recon) != bool(args.reference):
         raise UserError("give either runs, or --recon DIR and --reference DIR")
+    if bool(args.frechet) != bool(args.model) or (args.frechet and args.recon):
+        raise UserError("--frechet is for runs, and --frechet PICTURES and --model FILE go together")
     return args
 
 

@@ -6,7 +6,7 @@
 #
 #   --tasks       names in --task_dir, or files (default: every task there)
 #   --task_dir    (default: configs/tasks; configs/tasks/demo is for the demo model)
-#   --presets     names in configs/presets, or files (default: reference)
+#   --presets     names of presets, or files (default: reference)
 #   --samplers    such as "resample dps" (default: the task's)
 #   --seeds       (default: 0)
 #   --save_dir    results go to SAVE_DIR/TASK/PRESET/.../seed_N (default: results/all_tasks)

@@ -69,4 +69,5 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     # The product of two covariances has the same eigenvalues as this symmetric matrix.
     common = np.linalg.eigvalsh(root.T @ covariances[1] @ root).clip(0)
     traces = np.trace(covariances[0]) + np.trace(covariances[1])
-    return float(np.square(means[0] - means[1]).sum() + traces - 2 * np.sqrt(common).sum())
+    distance = np.square(means[0] - means[1]).sum() + traces - 2 * np.sqrt(common).sum()
+    return max(0.0, float(distance))  # rounding leaves less than nothing of equal sets

@@ -49,6 +49,7 @@ class Observation(NamedTuple):
         measurement: its fingerprint; "" where it is not known.
         values: by column.
         pictures: functions that read truth and restoration, 8-bit (H, W, 3); None where there is no truth.
+        measured: reads its measurement; None for a baseline, and where no measurement is known.
     """
 
     image: str
@@ -56,6 +57,7 @@ class Observation(NamedTuple):
     measurement: str
     values: dict[str, float]
     pictures: tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]] | None = None
+    measured: Callable[[], Measurement] | None = None
 
 
 @dataclass
@@ -198,7 +200,8 @@ def _observe(run: FinishedRun, name: str, row: dict[str, Any], networks: Network
     if truth is None and run.task.operator.unknown_border:
         return _as_told(run, name, row, fingerprint)
     height, width, channels = restored.shape
-    measurement = run.measurement(image, (1, channels, height, width))
+    shape = (1, channels, height, width)
+    measurement = run.measurement(image, shape)
     baseline = to_uint8(run.task.baseline(measurement, (1, channels, height, width)))
     values = _values(run, measurement, truth, restored, networks)
     values |= {"seconds": float(row["seconds"]), **run.passes(name)}
@@ -206,7 +209,7 @@ def _observe(run: FinishedRun, name: str, row: dict[str, Any], networks: Network
     reads, restores = (partial(read_pixels, path) for path in paths)
     pictures = None if truth is None else (reads, restores)
     return (
-        Observation(image, name, fingerprint, values, pictures),
+        Observation(image, name, fingerprint, values, pictures, partial(run.measurement, image, shape)),
         Observation(image, name, fingerprint, _values(run, measurement, truth, baseline, networks)),
     )
 

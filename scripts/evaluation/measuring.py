@@ -1,17 +1,22 @@
 """From folders to an `Evaluation`: runs, or a folder of pictures, are measured and compared."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from data.picture_array import load_pictures
+from ldm_inverse.measurement import Measurement
 from ldm_inverse.runs.results import FAR, is_far
-from model_loader import resolve_device
+from model_loader import get_model, resolve_device
 from scripts.evaluation.differences import Difference, compare
 from scripts.evaluation.entries import Entry, Known, entries_of, entry_of_folders
 from scripts.evaluation.finished import FinishedRun
+from scripts.evaluation.frechet import FeatureDistance
 from scripts.evaluation.quality import FEW, Networks, fid, find_weights, lpips_networks, missing_weights
 from scripts.evaluation.tables import COMPARED, FILES, Evaluation
 from util.errors import UserError
@@ -30,6 +35,8 @@ class Request:
         lpips: backbones ("alex", "vgg"); None is those that are there.
         weights: a folder with the networks' files; None is torch.hub's.
         fid: measure the Fréchet Inception distance as well.
+        frechet: folders or zip files of pictures from which to measure the distance; empty for none.
+        model: whose features that distance takes.
         plugin: files of a person's own code that may be run.
         device: "auto", "cpu", "cuda" or "mps".
     """
@@ -41,6 +48,8 @@ class Request:
     lpips: Sequence[str] | None = None
     weights: Path | None = None
     fid: bool = False
+    frechet: Sequence[Path] | None = None
+    model: Path | None = None
     plugin: Sequence[str] = ()
     device: str = "auto"
 
@@ -78,6 +87,8 @@ def measure(request: Request, known: Mapping[Path, Known] | None = None) -> Eval
             notes += [*_run_notes(entry), *_truth_notes(entry), *_noise_notes(entry)]
     if inception is not None:
         notes += _add_fid(entries, inception, device)
+    if request.frechet and request.model is not None:
+        notes += _add_frechet(entries, request.frechet, request.model, device)
     return Evaluation(notes, entries, differences)
 
 
@@ -130,6 +141,39 @@ def _add_fid(entries: Sequence[Entry], weights: Path, device: torch.device) -> l
     if counts and min(counts) < FEW:
         notes.append(f"FID of {min(counts)} pictures is far too high: compare it only with that of as many others")
     return notes
+
+
+def _add_frechet(entries: Sequence[Entry], pictures: Sequence[Path], model: Path, device: torch.device) -> list[str]:
+    """Measure the Fréchet distance of the restorations in each entry; returns what a reader should know of it.
+
+    Raises:
+        UserError: see `load_pictures` and `FeatureDistance`.
+    """
+    network = get_model(None, model, str(device))
+    notes = []
+    with tempfile.TemporaryDirectory() as folder:
+        distance = FeatureDistance(network, load_pictures(pictures, network.resolution, Path(folder) / "reference.u8"))
+        for entry in entries:
+            seen = [
+                (found.pictures, found.measured())
+                for found in entry.observations
+                if found.pictures is not None and found.measured is not None
+            ]
+            if len(seen) > 1:
+                truths, restored = (np.stack([pair[which]() for pair, _ in seen]) for which in (0, 1))
+                dropped = np.stack([_dropped(measured, truths.shape[1:3]) for _, measured in seen])
+                entry.of_all["frechet"] = distance(restored, dropped)
+                notes.append(
+                    f"{entry.title}: Fréchet distance of {len(seen)} restorations from {len(distance.reference)} "
+                    f"pictures; that of their truths is {distance(truths, dropped):.2f}"
+                )
+    return notes
+
+
+def _dropped(measurement: Measurement, size: tuple[int, ...]) -> np.ndarray:
+    """Return which pixels (H, W) a mask dropped; all of them where there was no mask."""
+    mask = measurement.state.get("mask")
+    return np.ones(size, bool) if mask is None else (mask[0, 0] == 0).numpy()
 
 
 def write(evaluation: Evaluation, folder: Path) -> None:

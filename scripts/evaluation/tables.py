@@ -37,6 +37,7 @@ COLUMNS = (
     Column("lpips_alex", "LPIPS alex", 3, -1),
     Column("lpips_vgg", "LPIPS vgg", 3, -1),
     Column("fid", "FID", 1, -1, spread=False),
+    Column("frechet", "Fréchet", 2, -1, spread=False),
     Column("residual", "residual", 5),
     Column("noise", "noise", 5, spread=False),
     Column(RATIO, "res. / noise", 2, spread=False),
@@ -55,6 +56,7 @@ LEGEND = (
     "the same image are averaged first; (n = 2): over two of the images, as the others have no truth\n"
     "residual: root mean square of y - A(x), x being the 8-bit picture, whose rounding alone makes up to 0.0023;\n"
     "noise: that of the noise in y; images are in [-1, 1]; res. / noise: their ratio, 1 where the noise alone is left\n"
+    "Fréchet: distance between Gaussians of features of the first stage, over what a mask dropped\n"
     "coverage: share of the truth's entries that lie in the 90 % interval of an image's restorations\n"
     "UNet, decoder, encoder: passes for one restoration, forward through each, and back through each"
 )
@@ -222,7 +224,7 @@ def _latex(corner: str, lines: Sequence[Line], columns: Sequence[Column], sign: 
 
 def images_csv(evaluation: Evaluation) -> bytes:
     """Return a row for each restoration."""
-    columns = [column.key for column in evaluation.columns() if column.key != "fid"]
+    columns = [column.key for column in evaluation.columns() if column.key not in ("fid", "frechet")]
     rows = [
         {"run": entry.title, "image": found.image, "restoration": found.name}
         | {column: found.values.get(column) for column in columns}
