@@ -12,6 +12,8 @@ from ldm_inverse.solvers.resample_settings import ResampleSettings
 from ldm_inverse.task import Task
 from model_loader import load_yaml
 from sample_condition import main
+from scripts.sweeps.points import Point
+from scripts.tuning.search import network_passes
 from tests.runs import words
 from util.errors import UserError
 from util.settings import read
@@ -39,6 +41,15 @@ def test_no_preset_for_quick_runs_sends_a_gradient_through_a_network(preset, pas
     cost = read(ResampleSettings, settings["conditioning"]["resample"]).cost(settings["ddim_steps"])
     assert (cost.decoder, cost.unet_backward, cost.encoder_backward) == (0, 0, 0)
     assert (cost.unet, cost.decoder_forward, cost.encoder) == passes  # the decoding of the result is not among them
+
+
+@pytest.mark.parametrize("preset", ["dps", "psld", "daps", "sitcom"])
+def test_the_presets_of_the_other_solvers_keep_their_budget(preset):
+    words = ("--model", str(ROOT / "models/demo"), "--data", str(ROOT / "data/demo"))
+    for task in sorted((ROOT / "configs/tasks/demo").glob("*.yaml")):
+        point = Point(task, preset, 0, (), Path("nowhere"), words)
+        assert point.job.request.settings.conditioning.main_sampler == preset
+        assert 24 <= network_passes(point.passes()) <= 50
 
 
 TASKS = {
