@@ -12,9 +12,12 @@ from util.cli import Parser, add_debug, exit_status, whole_number
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PARTS = ("UNet forward", "decoder forward", "latent iteration", "sampling step", "time travel")
+
 EXAMPLES = """examples:
   python scripts/benchmark.py                                  # FFHQ's architecture, random weights, all precisions
   python scripts/benchmark.py --config configs/latent-diffusion/demo-ldm-vq-4.yaml --precision fp32 bf16
+  python scripts/benchmark.py --parts "UNet forward" --precision fp32
   python scripts/benchmark.py --demo demo paper --limit 4      # whole restorations by these presets
   python scripts/benchmark.py --restorations fastest fast --compile   # whole restorations in every mode
   python scripts/benchmark.py --sizes 128 256 512 --config configs/latent-diffusion/demo-ldm-vq-4.yaml
@@ -33,6 +36,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--side", type=whole_number(1), help="of the images, in pixels (default: the model's)")
     parser.add_argument(
         "--precision", nargs="+", choices=["fp32", "tf32", "bf16", "fp16"], help="(default: what the device has)"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, metavar="PART", help=f"time these alone: {', '.join(map(repr, PARTS))}"
     )
     parser.add_argument("--compile", action="store_true", help="time compiled networks as well")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")

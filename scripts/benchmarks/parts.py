@@ -2,7 +2,7 @@
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,8 +60,8 @@ def all_rows(setting: Setting) -> Iterator[Row]:
     yield from memory_rows(setting)
 
 
-def network_rows(setting: Setting) -> Iterator[Row]:
-    """Yield a row for each part that runs a network, in each mode."""
+def network_rows(setting: Setting, only: Sequence[str] | None = None) -> Iterator[Row]:
+    """Yield a row for each part that runs a network (None: all), in each mode."""
     parts = {
         name: _each_as_told(
             arithmetic,
@@ -72,7 +72,7 @@ def network_rows(setting: Setting) -> Iterator[Row]:
     dtypes = {name: modes.dtype_of(arithmetic) for name, arithmetic in setting.chosen.items()}
     limits = {dtype: attainable_flops(setting.device, dtype) for dtype in {*dtypes.values()}}
     attainable = {name: limits[dtype] for name, dtype in dtypes.items()}
-    for part in parts[modes.PLAIN]:
+    for part in only or parts[modes.PLAIN]:
         medians = setting.medians({name: runs[part] for name, runs in parts.items()})
         # Compiled code hides its operations: they are those of the same arithmetic without.
         flop = {name: count_flop(parts[name.partition(", compiled")[0]][part]) for name in setting.chosen}

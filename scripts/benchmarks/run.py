@@ -13,7 +13,7 @@ from model_loader import build_model as model_without_weights
 from model_loader import load_model_from_config, load_yaml, resolve_device
 from scripts.benchmarks import modes, report
 from scripts.benchmarks.demo import demo_markdown, demo_table
-from scripts.benchmarks.parts import Setting, all_rows
+from scripts.benchmarks.parts import Setting, all_rows, network_rows
 from scripts.benchmarks.restorations import restoration_rows
 from scripts.benchmarks.sizes import size_markdown, size_table
 from util.errors import UserError
@@ -27,6 +27,7 @@ class Benchmark:
     checkpoint: Path | None
     side: int | None
     precision: Sequence[str] | None
+    parts: Sequence[str] | None
     compile: bool
     device: str
     threads: int | None
@@ -66,7 +67,8 @@ class Benchmark:
 
     def _parts(self, config: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> str:
         setting = self._setting(config, state, device)
-        return self._rows("benchmark", setting, all_rows(setting))
+        rows = network_rows(setting, self.parts) if self.parts else all_rows(setting)
+        return self._rows("benchmark", setting, rows)
 
     def _restorations(self, presets: Sequence[str], config: Mapping[str, Any], device: torch.device) -> str:
         setting = self._setting(config, {}, device)

@@ -21,6 +21,20 @@ CPU = torch.device("cpu")
 NETWORK_PARTS = ["UNet forward", "decoder forward", "latent iteration", "sampling step", "time travel"]
 
 
+def test_some_parts_can_be_timed_alone(tmp_path, capsys):
+    assert list(benchmark.PARTS) == NETWORK_PARTS
+    config, _ = write_model(tmp_path)
+    words = ["--config", str(config), "--repeats", "1", "--device", "cpu", "--threads", str(torch.get_num_threads())]
+    words += ["--precision", "fp32", "--parts", "UNet forward", "--out", str(tmp_path / "out")]
+    assert benchmark.main(words) == 0
+    rows = json.loads((tmp_path / "out/benchmark.json").read_text())["rows"]
+    assert [(row["part"], row["mode"]) for row in rows] == [
+        ("UNet forward", "fp32"),
+        ("UNet forward", "fp32, low memory"),
+    ]
+    assert (tmp_path / "out/benchmark.md").read_text() in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_table_has_every_row(tmp_path, capsys):
     config, _ = write_model(tmp_path)
