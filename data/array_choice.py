@@ -3,12 +3,14 @@
 No file can run code: pickles are refused or read by torch's weights-only reader.
 """
 
+import json
 import math
 import os
 import pickle
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +28,28 @@ CHOICE_SUFFIXES = (".npy", ".npz", ".safetensors", ".mat", ".txt", ".csv", ".pt"
 MAX_ENTRIES = 100_000_000  # of a file's arrays in memory, whatever a few bytes may declare
 CHILD_MEMORY = 4 << 30  # bytes of address space
 
-# Damaged bytes may crash SciPy's reader, and the process with it: this one tries first, and may not take all memory.
-TRIAL = """
-import resource, sys
+# Damaged bytes may crash SciPy's reader, and the process with it. So another process reads, which may not take all
+# memory, and hands over plain arrays by number, and how structures and cells hold them.
+MAT_READER = """
+import json, math, resource, sys
+import numpy as np
 from scipy.io import loadmat
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+path, memory, entries, out = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_AS, (int(memory),) * 2)
+arrays = []
+def packed(value):
+    if math.prod(getattr(value, "shape", ())) > int(entries):
+        raise MemoryError
+    value = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+    if value.dtype.names and value.size == 1:
+        return {"fields": [[name, packed(value[name].item())] for name in value.dtype.names]}
+    if value.dtype == object:
+        return {"cells": [packed(entry) for entry in value.flat], "shape": value.shape}
+    arrays.append(value if value.dtype.kind in "buifcUS" else np.array("a structure"))
+    return len(arrays) - 1
 try:
-    loadmat(sys.argv[1])
+    found = [[key, packed(value)] for key, value in loadmat(path).items() if not key.startswith("__")]
+    np.savez(out, *arrays, found=json.dumps(found))
 except MemoryError:
     sys.exit(3)
 """
@@ -132,16 +149,35 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
 
 
 def _read_mat(path: Path) -> Mapping[str, Any]:
-    from scipy.io import loadmat  # slow to import, and seldom needed
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "arrays.npz"
+        words = [sys.executable, "-c", MAT_READER, str(path), str(CHILD_MEMORY), str(MAX_ENTRIES), str(out)]
+        # Each thread of OpenBLAS, of which there may be many, would take address space.
+        run = subprocess.run(words, capture_output=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+        if run.returncode < 0:
+            raise ValueError("it crashes SciPy's reader")
+        if run.returncode == 3:
+            raise ValueError("its arrays take too much memory")
+        if run.returncode:
+            told = run.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            if told.startswith("NotImplementedError"):  # of MATLAB's format 7.3
+                raise NotImplementedError(told)
+            raise ValueError(told)
+        with np.load(out, allow_pickle=False) as file:
+            found = json.loads(str(file["found"]))
+            return _flat({key: _unpacked(value, file) for key, value in found})
 
-    trial = [sys.executable, "-c", TRIAL, str(path), str(CHILD_MEMORY)]
-    # Each thread of OpenBLAS, of which there may be many, would take address space.
-    status = subprocess.run(trial, capture_output=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).returncode
-    if status < 0:
-        raise ValueError("it crashes SciPy's reader")
-    if status == 3:
-        raise ValueError("its arrays take too much memory")
-    return _flat({key: value for key, value in loadmat(path).items() if not key.startswith("__")})
+
+def _unpacked(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Return what `MAT_READER` has packed: an array, a mapping for a structure, an array of objects for cells."""
+    if isinstance(value, int):
+        return arrays[f"arr_{value}"]
+    if "fields" in value:
+        return {name: _unpacked(field, arrays) for name, field in value["fields"]}
+    cells = np.empty(len(value["cells"]), dtype=object)
+    for index, cell in enumerate(value["cells"]):
+        cells[index] = _unpacked(cell, arrays)
+    return cells.reshape(value["shape"])
 
 
 def _read_text(path: Path) -> Mapping[str, Any]:
@@ -170,13 +206,9 @@ def _flat(entries: Mapping[Any, Any]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for key, value in entries.items():
         if isinstance(value, Mapping):
-            inner: Mapping[Any, Any] = value
-        elif isinstance(value, np.ndarray) and value.dtype.names and value.size == 1:
-            inner = {name: value[name].item() for name in value.dtype.names}
+            arrays |= {f"{key}.{name}" if key != "" else name: array for name, array in _flat(value).items()}
         else:
             arrays[str(key)] = _as_numpy(value)
-            continue
-        arrays |= {f"{key}.{name}" if key != "" else name: array for name, array in _flat(inner).items()}
     return arrays
 
 
@@ -185,11 +217,9 @@ def _as_numpy(value: Any) -> Any:
     if isinstance(value, list | tuple):
         entries = [_as_numpy(entry) for entry in value]
         return entries if any(isinstance(entry, list) or entry.ndim for entry in entries) else np.array(entries)
-    # A sparse matrix, and a tensor that repeats its numbers, may declare any size.
+    # A tensor that repeats its numbers may declare any size.
     if math.prod(getattr(value, "shape", ())) > MAX_ENTRIES:
         raise ValueError(f"an array of more than {MAX_ENTRIES:,} entries")
-    if hasattr(value, "toarray"):
-        return value.toarray()
     if not isinstance(value, torch.Tensor):
         return np.asarray(value)
     if value.is_complex():
