@@ -159,10 +159,8 @@ def _read_mat(path: Path) -> Mapping[str, Any]:
         if run.returncode == 3:
             raise ValueError("its arrays take too much memory")
         if run.returncode:
-            told = run.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            if told.startswith("NotImplementedError"):  # of MATLAB's format 7.3
-                raise NotImplementedError(told)
-            raise ValueError(told)
+            kind, _, told = run.stderr.decode(errors="replace").strip().rpartition("\n")[2].partition(": ")
+            raise (NotImplementedError if kind == "NotImplementedError" else ValueError)(told or kind)
         with np.load(out, allow_pickle=False) as file:
             found = json.loads(str(file["found"]))
             return _flat({key: _unpacked(value, file) for key, value in found})

@@ -1,12 +1,13 @@
 """The Fréchet distance of restorations from pictures of their kind, over features of a model's first stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.pictures import to_model_range
@@ -33,7 +34,7 @@ class FeatureDistance:
 
     @cached_property
     def _latents(self) -> np.ndarray:
-        return self._encode(self.reference)
+        return torch.cat([*encoded(self.model, self.reference)]).numpy()
 
     def __call__(self, pictures: np.ndarray, dropped: np.ndarray) -> float:
         """Return the distance of uint8 pictures (M, H, W, 3), M at least 2.
@@ -51,17 +52,9 @@ class FeatureDistance:
             size = f"{pictures.shape[2]}x{pictures.shape[1]}"
             raise UserError(f"--frechet: restorations of {size}: must be of the model's size, {self.model.resolution}")
         cells = self._cells(dropped)
-        own = features(self._encode(pictures), cells)
+        own = features(torch.cat([*encoded(self.model, pictures)]).numpy(), cells)
         there = features(self._latents, cells[np.arange(len(self._latents)) % len(cells)])
-        deviation = there.std(0)
-        return frechet_distance(there / deviation, own / deviation)
-
-    @torch.no_grad()
-    def _encode(self, pictures: np.ndarray) -> np.ndarray:
-        batches = (pictures[first : first + AT_ONCE] for first in range(0, len(pictures), AT_ONCE))
-        device = self.model.device
-        found = [self.model.encode_mode(to_model_range(batch).to(device)).float().cpu() for batch in batches]
-        return torch.cat(found).numpy()
+        return relative_distance(there, own)
 
     def _cells(self, dropped: np.ndarray) -> np.ndarray:
         """Return which cells of the latent are dropped: bool (M, h, w)."""
@@ -70,6 +63,21 @@ class FeatureDistance:
         cells = shares == 1
         cells[~cells.any((1, 2))] = True
         return np.asarray(cells)
+
+
+def encoded(model: LatentDiffusion, pictures: np.ndarray) -> Iterator[Tensor]:
+    """Yield the latents of uint8 pictures (N, H, W, 3), some at a time: float32 (B, C, h, w)."""
+    for first in range(0, len(pictures), AT_ONCE):
+        images = to_model_range(pictures[first : first + AT_ONCE]).to(model.device)
+        with torch.no_grad():
+            latents = model.encode_mode(images).float().cpu()
+        yield latents
+
+
+def relative_distance(reference: np.ndarray, found: np.ndarray) -> float:
+    """Return the Fréchet distance of features (N, F) and (M, F), in units of the reference's deviation."""
+    deviation = reference.std(0)
+    return frechet_distance(reference / deviation, found / deviation)
 
 
 def features(latents: np.ndarray, cells: np.ndarray) -> np.ndarray:

@@ -11,13 +11,12 @@ from data.picture_array import load_pictures
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.pictures import to_model_range
 from model_loader import get_model
+from scripts.evaluation.frechet import encoded, relative_distance
 from scripts.sampling.samples import Samples
 from scripts.text_tables import markdown_table
 from util.errors import UserError
 from util.files import make_folder, write_whole
-from util.metrics import frechet_distance, to_uint8
-
-AT_ONCE = 32
+from util.metrics import to_uint8
 
 
 class Row(NamedTuple):
@@ -49,15 +48,14 @@ def compare(runs: Sequence[tuple[str, Samples]], reference: Sequence[Path], out:
         raise UserError(f"--reference holds {len(pictures)} pictures: must be {2 * first.n} or more, twice --n")
     all_features = features(model, pictures)
     held_out, others = all_features[: first.n], all_features[first.n :]
-    deviation = others.std(0)
     decoded = features(model, round_trip(model, pictures[: first.n], first.no_codebook))
     rows = [
-        Row("pictures of the reference", None, frechet_distance(others / deviation, held_out / deviation)),
-        Row("the same, encoded and decoded", None, frechet_distance(others / deviation, decoded / deviation)),
+        Row("pictures of the reference", None, relative_distance(others, held_out)),
+        Row("the same, encoded and decoded", None, relative_distance(others, decoded)),
     ]
     for name, samples in runs:
         samples.make()
-        distance = frechet_distance(others / deviation, features(model, samples.read()) / deviation)
+        distance = relative_distance(others, features(model, samples.read()))
         rows.append(Row(name, samples.passes, distance))
         write_whole(out / "samplers.md", table(rows, first.n).encode())
     return table(rows, first.n)
@@ -70,15 +68,12 @@ def round_trip(model: LatentDiffusion, pictures: np.ndarray, no_codebook: bool) 
     return np.stack([to_uint8(image) for image in decoded])
 
 
-@torch.no_grad()
 def features(model: LatentDiffusion, pictures: np.ndarray) -> np.ndarray:
     """Return mean and deviation of each latent channel over each quarter of uint8 pictures (N, H, W, 3): (N, 8 C)."""
     found = []
-    for first in range(0, len(pictures), AT_ONCE):
-        images = to_model_range(pictures[first : first + AT_ONCE]).to(model.device)
-        latents = model.encode_mode(images).float()
+    for latents in encoded(model, pictures):
         cells = latents.unflatten(3, (2, -1)).unflatten(2, (2, -1)).transpose(3, 4).flatten(4)
-        found.append(torch.cat([cells.mean(-1), cells.std(-1)], 1).flatten(1).cpu().double().numpy())
+        found.append(torch.cat([cells.mean(-1), cells.std(-1)], 1).flatten(1).double().numpy())
     return np.concatenate(found)
 
 

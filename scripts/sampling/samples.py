@@ -96,6 +96,7 @@ class Samples:
         Arithmetic(self.precision).check(device)
         given = ("class_label", "prompt", "negative_prompt", "scale", "precision")
         settings |= {key: getattr(self, key) for key in given}
+        # Only where it is left out: the settings of earlier samples do not name it.
         settings |= {"codebook": False} if self.no_codebook else {}
         record = {"settings": settings, "run": {"seed": self.seed}, "threads": self.threads}
         record |= made_by(self.ldm_config, self.diffusion_config, device)

@@ -12,6 +12,7 @@ from data.picture_array import load_pictures
 from model_loader import get_model
 from scripts.evaluation.frechet import FeatureDistance
 from tests.runs import pixels, table
+from util.errors import UserError
 
 POOLING = SimpleNamespace(resolution=32, device=torch.device("cpu"), encode_mode=lambda x: F.avg_pool2d(x, 4))
 
@@ -78,5 +79,5 @@ def test_pictures_and_model_go_together(words, runs, refused):
 
 def test_restorations_of_another_size_are_refused():
     distance = FeatureDistance(POOLING, some_pictures()[0])
-    with pytest.raises(Exception, match="restorations of 16x16"):
+    with pytest.raises(UserError, match="restorations of 16x16"):
         distance(np.zeros((2, 16, 16, 3), np.uint8), np.ones((2, 16, 16), bool))
