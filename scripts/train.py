@@ -20,6 +20,11 @@ EXAMPLES = """examples:
   python scripts/train.py --stage diffusion --config configs/latent-diffusion/demo-ldm-vq-4.yaml \\
       --data pictures/ --out train/more --start models/demo/model.safetensors --max_steps 20000
 
+  # let it predict v in place of the noise (v.yaml: a copy with `parameterization: v` and `taught_below: 650` in a stage)
+  python scripts/train.py --stage diffusion --config v.yaml --data pictures/ --out train/v \\
+      --start models/demo/model.safetensors --teacher models/demo/model.safetensors \\
+      --teacher_config configs/latent-diffusion/demo-ldm-vq-4.yaml
+
 The same command continues where the last one stopped; --max_minutes and --max_steps count the training of all of them
 together. With --max_steps the result is the same each time; with --max_minutes it is not.
 In OUT: weights.safetensors (moving average; for the diffusion stage with the first stage inside, ready for
@@ -42,6 +47,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--first_stage", type=Path, help="trained first stage, in place of the one in --start (diffusion only)"
     )
     parser.add_argument("--start", type=Path, help="checkpoint of the whole model, to train the stage further")
+    parser.add_argument(
+        "--teacher", type=Path, help="checkpoint of a trained model, for stages with `taught_below` (diffusion only)"
+    )
+    parser.add_argument("--teacher_config", type=Path, help="the teacher's YAML (default: that of --config)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the networks")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all)")
@@ -51,6 +60,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.stage == "diffusion" and not (args.first_stage or args.start):
         parser.error("--stage diffusion needs --first_stage or --start")
+    if args.stage == "autoencoder" and args.teacher:
+        parser.error("--teacher is for --stage diffusion")
+    if args.teacher_config and not args.teacher:
+        parser.error("--teacher_config needs --teacher")
     if args.stage == "autoencoder" and args.first_stage:
         parser.error("--first_stage is for --stage diffusion: --start trains a first stage further")
     return args

@@ -131,11 +131,11 @@ def _count_copy(to: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def _count_read() -> None:
-    """Count a number that is read back; those that torch's own optimisers read apart."""
+    """Count a number that is read back; those that L-BFGS reads apart."""
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_filename in (__file__, torch.overrides.__file__, torch._tensor.__file__):
         frame = frame.f_back
-    CardTensor.traffic["optimiser" if "torch/optim" in frame.f_code.co_filename else "read"] += 1
+    CardTensor.traffic["lbfgs" if frame.f_code.co_filename.endswith("lbfgs.py") else "read"] += 1
 
 
 class SparseToCard(TorchFunctionMode):

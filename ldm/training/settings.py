@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from util.errors import UserError
-from util.settings import Count, NotNegative, Number, Positive, Settings, Share, number, read
+from util.settings import Count, NotNegative, Number, Positive, Settings, Share, Whole, number, read
 
 # A power-function average is at most this wide: with equal weights for all steps.
 WIDEST = 0.288
@@ -16,11 +16,17 @@ AverageWidth = Annotated[float, number(0, WIDEST, above_low=True)]
 
 
 class Stage(Settings):
-    """Part of a training: its share of the whole, pictures a step, and the side of the random crop (autoencoder)."""
+    """Part of a training: its share of the whole and the pictures of a step.
+
+    Attributes:
+        crop: side of the random crop (autoencoder).
+        taught_below: at the timesteps below it a teacher's estimate takes the place of the noise (prior).
+    """
 
     share: Share
     batch_size: Count
     crop: Count | None = None
+    taught_below: Whole = 0
 
 
 class TrainingSettings(Settings):
@@ -82,6 +88,19 @@ class PriorSettings(TrainingSettings):
 
     weight_cap: Positive
     timesteps: Literal["uniform"] | NoiseLevels = "uniform"
+
+    def check_teacher(self, given: bool) -> None:
+        """Check that there is a teacher where a stage asks for one, and only there.
+
+        Raises:
+            UserError: it is missing, or would teach nothing.
+        """
+        if given != any(stage.taught_below for stage in self.stages):
+            raise UserError(
+                "--teacher teaches nothing: no stage in training.diffusion.stages has taught_below"
+                if given
+                else "training.diffusion.stages has taught_below, which needs --teacher"
+            )
 
 
 T = TypeVar("T", bound=TrainingSettings)

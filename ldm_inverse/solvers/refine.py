@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ldm_inverse.solvers.lbfgs import lbfgs
 from ldm_inverse.solvers.optimise import Minimum
 from ldm_inverse.solvers.problem import InverseProblem
 from ldm_inverse.solvers.proximal import Spread, border_spread, gaussian_blur, spread_out
@@ -38,22 +39,20 @@ def refine(problem: InverseProblem, image: Tensor, settings: RefineSettings) -> 
     sigma = max(problem.sigmas(1)[0], NOISELESS_EPS)
     own: Spread = settings.deviation, gaussian_blur(settings.correlation, image)
     spreads = [own, *border_spread(problem, image, settings)]
-    u = image.new_zeros(len(spreads), *image.shape[1:]).requires_grad_()
-    limit = settings.iterations(problem.unmeasured is not None)
-    optimiser = torch.optim.LBFGS([u], max_iter=limit, line_search_fn="strong_wolfe")
+    u = image.new_zeros(len(spreads), *image.shape[1:])
     losses: list[Tensor] = []  # read back at the end, not one by one
 
-    def refined() -> Tensor:
+    def refined(u: Tensor) -> Tensor:
         return image + spread_out(spreads, u)
 
-    def objective() -> Tensor:
+    def objective(u: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            loss = problem.loss(refined()).sum()
+            u = u.detach().requires_grad_()
+            loss = problem.loss(refined(u)).sum()
             total = loss * problem.entries / sigma**2 + u.square().sum()
-            (u.grad,) = torch.autograd.grad(total, u)
+            (gradient,) = torch.autograd.grad(total, u)
         losses.append(loss.detach())
-        return total
+        return total.detach(), gradient
 
-    optimiser.step(objective)
-    ended = "limit" if optimiser.state[u]["n_iter"] >= limit else "plateau"
-    return Minimum(refined().detach(), [torch.stack(losses).tolist()], [ended], [None])
+    u, ended = lbfgs(objective, u, settings.iterations(problem.unmeasured is not None))
+    return Minimum(refined(u).detach(), [torch.stack(losses).tolist()], [ended], [None])

@@ -40,6 +40,8 @@ class StageTraining:
     val: Path | None
     first_stage: Path | None
     start: Path | None
+    teacher: Path | None
+    teacher_config: Path | None
     precision: str
     device: str
     threads: int | None
@@ -57,6 +59,8 @@ class StageTraining:
         group = AutoencoderSettings if self.stage == "autoencoder" else PriorSettings
         settings: TrainingSettings = read_training(group, config, self.stage)
         check(build_model(config), settings, self.config)
+        if isinstance(settings, PriorSettings):
+            settings.check_teacher(self.teacher is not None)
         if self.threads:
             torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
@@ -66,6 +70,7 @@ class StageTraining:
             model = instantiate_from_config(config["model"]).to(device)
         if self.first_stage:  # also in place of the one in `start`
             load_first_stage(model.first_stage_model, self.first_stage)
+        teacher = load_teacher(self.teacher, self.teacher_config or self.config, model) if self.teacher else None
         make_folder(self.out)
         side = model.first_stage_model.resolution
         pictures = load_pictures(self.data, side, self.out / "pictures.u8")
@@ -73,7 +78,7 @@ class StageTraining:
             validation = load_pictures([self.val], side, self.out / "validation.u8") if self.val else pictures[-32:]
             self._train_first_stage(settings, model.first_stage_model, pictures, validation)
         elif isinstance(settings, PriorSettings):
-            self._train_prior(settings, model, pictures)
+            self._train_prior(settings, model, pictures, teacher)
 
     def _begin(
         self, network: nn.Module, settings: TrainingSettings, report: Callable[[float], dict[str, float]]
@@ -112,7 +117,9 @@ class StageTraining:
             final = training.run(AutoencoderLoss(model, pictures))
         print("round-trip PSNR:", ", ".join(f"{name} {value:.2f} dB" for name, value in final.items()))
 
-    def _train_prior(self, settings: PriorSettings, model: LatentDiffusion, pictures: np.ndarray) -> None:
+    def _train_prior(
+        self, settings: PriorSettings, model: LatentDiffusion, pictures: np.ndarray, teacher: LatentDiffusion | None
+    ) -> None:
         """Encode the pictures (once) and train the UNet."""
         model.requires_grad_(False)
         unet = model.model.diffusion_model.train().requires_grad_(True).to(memory_format=torch.channels_last)
@@ -129,7 +136,7 @@ class StageTraining:
             return {}
 
         training = self._begin(unet, settings, report)
-        training.run(DiffusionLoss(model, latents, settings.weight_cap, settings.timesteps))
+        training.run(DiffusionLoss(model, latents, settings.weight_cap, settings.timesteps, teacher))
 
 
 def check(architecture: LatentDiffusion, settings: TrainingSettings, config: Path) -> None:
@@ -166,6 +173,22 @@ def load_first_stage(model: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise UserError(f"{path} is not the first stage that the configuration describes: {first:.200}") from error
+
+
+def load_teacher(path: Path, config: Path, student: LatentDiffusion) -> LatentDiffusion:
+    """Load a trained model that has the latents and the noise schedule of the one to be taught.
+
+    Raises:
+        UserError: the model cannot be loaded, or has others.
+    """
+    teacher = load_model_from_config(load_yaml(config), path, student.device)
+    latents = [(model.channels, float(model.scale_factor), model.shift_factor) for model in (teacher, student)]
+    schedules = [model.get_buffer("alphas_cumprod") for model in (teacher, student)]
+    if latents[0] != latents[1] or not torch.equal(*schedules):
+        raise UserError(f"{path} has other latents, or another noise schedule, than the model that it is to teach")
+    if teacher.cond_stage_model is not None:
+        raise UserError(f"{path} is a conditioned model, which cannot teach")
+    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -98,6 +98,87 @@ def test_a_prior_of_any_prediction_and_scale_can_be_trained(tmp_path):
     assert loss == pytest.approx((sigma * model.q_sample(z, t, noise) - noise).square().mean().item(), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The configuration of a model that predicts the noise, its pictures, and its weights."""
+    place = tmp_path_factory.mktemp("trained")
+    config, data = training_config(place), write_pictures(place / "pictures", ["a.png", "b.png"])
+    common = ("--config", config, "--data", data, "--max_steps", 1)
+    train("--stage", "autoencoder", *common, "--out", place / "first")
+    train(
+        *("--stage", "diffusion", *common, "--out", place / "prior"),
+        *("--first_stage", place / "first" / "weights.safetensors"),
+    )
+    return config, data, place / "prior" / "weights.safetensors"
+
+
+def taught(config, folder, below, **params):
+    """Write a configuration as another, of a model taught below a timestep; returns its path."""
+    content = yaml.safe_load(config.read_text())
+    content["model"]["params"].update(params)
+    stages = [{"share": 1, "batch_size": 8, "taught_below": below}]
+    content["training"]["diffusion"].update(stages=stages, learning_rate=3e-3, weight_cap=1)
+    path = folder / "taught.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_network_of_v_learns_from_one_of_the_noise(trained, tmp_path):
+    """The teacher is far from the data, so that what was learned came from it."""
+    config, data, teacher = trained
+    given = ("--stage", "diffusion", "--data", data, "--start", teacher)
+    taught_v = taught(config, tmp_path, 1000, parameterization="v")
+    train(
+        *(*given, "--config", taught_v, "--max_steps", 150, "--out", tmp_path / "v"),
+        *("--teacher", teacher, "--teacher_config", config),
+    )
+    before, after = (get_model(taught_v, weights, "cpu") for weights in (teacher, tmp_path / "v/weights.safetensors"))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, 16, 16, generator=generator)
+    t = torch.arange(8) * 60 + 200
+    want = get_model(config, teacher, "cpu").apply_model(x, t)
+    errors = [(model.apply_model(x, t) - want).square().mean().item() for model in (before, after)]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_teacher_takes_the_place_of_the_noise_below_its_timestep(trained):
+    config, _, weights = trained
+    model = get_model(config, weights, "cpu")
+    latents = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).numpy()
+
+    def loss(below, teacher):
+        stage = Stage(share=1, batch_size=16, taught_below=below)
+        return DiffusionLoss(model, latents, 1, teacher=teacher)(stage, np.random.RandomState(0)).item()
+
+    assert loss(1000, model) == pytest.approx(0, abs=1e-9)  # it agrees with itself
+    assert loss(1000, None) == loss(0, model) == loss(0, None) > 0.1
+    assert loss(500, model) == pytest.approx(loss(0, model) / 2, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("below", "params", "words", "message"),
+    [
+        (500, {}, [], "training.diffusion.stages has taught_below, which needs --teacher"),
+        (0, {}, ["--teacher"], "--teacher teaches nothing: no stage"),
+        (500, {"linear_start": 0.01}, ["--teacher"], "has other latents, or another noise schedule"),
+        (500, {}, ["--teacher_config"], "--teacher_config needs --teacher"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_in_a_line(below, params, words, message, trained, tmp_path, capsys):
+    config, data, weights = trained
+    own = taught(config, tmp_path, below, **params)
+    paths = {"--teacher": weights, "--teacher_config": config}
+    words = [word for option in words for word in (option, paths[option])]
+    if params:
+        words += ["--teacher_config", config]
+    given = ["--stage", "diffusion", "--config", own, "--data", data, "--start", weights, "--out", tmp_path / "o"]
+    assert main([*map(str, (*given, *words))]) == 2
+    err = capsys.readouterr().err
+    assert err.strip().count("\n") == err.count("usage:")
+    assert message in err
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize("kind", ["grey", "classes"])
 def test_models_that_cannot_be_trained_are_refused_in_a_line(kind, tmp_path, capsys):
     config, stage, given = training_config(tmp_path), "diffusion", ["--first_stage", str(tmp_path / "none")]
