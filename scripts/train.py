@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   python scripts/train.py --stage diffusion --config configs/latent-diffusion/demo-ldm-vq-4.yaml \\
       --data pictures/ --out train/more --start models/demo/model.safetensors --max_steps 20000
 
-  # let it predict v in place of the noise (v.yaml: a copy with `parameterization: v` and `taught_below: 650` in a stage)
+  # let it predict v in place of the noise (v.yaml: a copy with `parameterization: v`, `taught_below: [650]` in a stage)
   python scripts/train.py --stage diffusion --config v.yaml --data pictures/ --out train/v \\
       --start models/demo/model.safetensors --teacher models/demo/model.safetensors \\
       --teacher_config configs/latent-diffusion/demo-ldm-vq-4.yaml
@@ -48,9 +48,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--start", type=Path, help="checkpoint of the whole model, to train the stage further")
     parser.add_argument(
-        "--teacher", type=Path, help="checkpoint of a trained model, for stages with `taught_below` (diffusion only)"
+        "--teacher",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="checkpoints of trained models, for stages with `taught_below` (diffusion only)",
     )
-    parser.add_argument("--teacher_config", type=Path, help="the teacher's YAML (default: that of --config)")
+    parser.add_argument(
+        "--teacher_config", type=Path, nargs="+", default=[], help="the teachers' YAML files (default: --config)"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the networks")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all)")
@@ -62,8 +68,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--stage diffusion needs --first_stage or --start")
     if args.stage == "autoencoder" and args.teacher:
         parser.error("--teacher is for --stage diffusion")
-    if args.teacher_config and not args.teacher:
-        parser.error("--teacher_config needs --teacher")
+    if args.teacher_config and len(args.teacher_config) != len(args.teacher):
+        parser.error("--teacher_config: expected one for each --teacher")
     if args.stage == "autoencoder" and args.first_stage:
         parser.error("--first_stage is for --stage diffusion: --start trains a first stage further")
     return args

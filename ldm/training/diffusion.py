@@ -1,5 +1,6 @@
 """The loss of a latent prior, on latents that are encoded once."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -51,10 +52,10 @@ class DiffusionLoss:
     ``w_t`` is 1 / SNR = (1 - abar_t) / abar_t, between 1 and ``weight_cap``. With equal weights (a cap of 1) the
     noisiest steps, which decide layout and colour, hardly count: a network that ignores the picture is nearly right.
 
-    With a teacher, a trained model of the same latents, its estimate is the target in place of ``eps`` at timesteps
-    below ``stage.taught_below``. Both have nearly the same mean given ``z_t``, but at low noise ``eps`` varies much
-    about it, and the teacher's estimate not at all. So the network soon does as well there (Salimans and Ho, 2022,
-    teach a network of v so).
+    With teachers, trained models of the same latents, their estimates are the target in place of ``eps``, each at the
+    timesteps that ``stage.taught_below`` gives it. Target and estimate have nearly the same mean given ``z_t``, but
+    ``eps`` varies about it and the estimate does not. So the network soon does as well (Salimans and Ho, 2022, teach a
+    network of v so).
 
     Args:
         latents: (N, C, h, w), the first stage's times the model's ``scale_factor``.
@@ -70,14 +71,14 @@ class DiffusionLoss:
         latents: np.ndarray,
         weight_cap: float,
         timesteps: Literal["uniform"] | NoiseLevels = "uniform",
-        teacher: LatentDiffusion | None = None,
+        teachers: Sequence[LatentDiffusion] = (),
     ):
         deviation = float(np.std(latents[:256].astype(np.float32)))
         if not UNIT_DEVIATION[0] < deviation < UNIT_DEVIATION[1]:
             raise UserError(
                 f"the latents' deviation is {deviation:.3g}, the schedule expects 1: scale_factor: {1 / deviation:.3g}"
             )
-        self.model, self.latents, self.teacher = model, latents, teacher
+        self.model, self.latents, self.teachers = model, latents, teachers
         alphas_cumprod = model.get_buffer("alphas_cumprod")
         self.weights = (1 / alphas_cumprod - 1).clamp(1, weight_cap)
         self.probabilities = timestep_probabilities(alphas_cumprod.cpu().numpy(), timesteps)
@@ -91,8 +92,9 @@ class DiffusionLoss:
         noise = torch.from_numpy(rng.standard_normal(z.shape).astype(np.float32)).to(device)
         noisy = self.model.q_sample(z, t, noise).contiguous(memory_format=torch.channels_last)
         estimate = self.model.differentiable_apply_model(noisy, t).float()  # whatever the UNet predicts
-        taught = t < stage.taught_below
-        if self.teacher is not None and taught.any():
-            noise[taught] = self.teacher.apply_model(noisy[taught], t[taught]).float()
+        for teacher, first, end in zip(self.teachers, (0, *stage.taught_below), stage.taught_below, strict=False):
+            taught = (first <= t) & (t < end)
+            if taught.any():
+                noise[taught] = teacher.apply_model(noisy[taught], t[taught]).float()
         errors = F.mse_loss(estimate, noise, reduction="none").mean((1, 2, 3))
         return (self.weights[t] * errors).mean()

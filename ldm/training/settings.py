@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from util.errors import UserError
-from util.settings import Count, NotNegative, Number, Positive, Settings, Share, Whole, number, read
+from util.settings import Count, NotNegative, Number, Positive, Settings, Share, number, read
 
 # A power-function average is at most this wide: with equal weights for all steps.
 WIDEST = 0.288
@@ -20,13 +20,21 @@ class Stage(Settings):
 
     Attributes:
         crop: side of the random crop (autoencoder).
-        taught_below: at the timesteps below it a teacher's estimate takes the place of the noise (prior).
+        taught_below: ends of the timesteps at which each teacher's estimate takes the place of the noise, ascending:
+            the first teaches those below the first end, the next those from there to its own (prior).
     """
 
     share: Share
     batch_size: Count
     crop: Count | None = None
-    taught_below: Whole = 0
+    taught_below: tuple[Count, ...] = ()
+
+    @field_validator("taught_below")
+    @classmethod
+    def _ends_ascend(cls, ends: tuple[int, ...]) -> tuple[int, ...]:
+        if list(ends) != sorted(set(ends)):
+            raise ValueError("expected ascending timesteps")
+        return ends
 
 
 class TrainingSettings(Settings):
@@ -89,17 +97,17 @@ class PriorSettings(TrainingSettings):
     weight_cap: Positive
     timesteps: Literal["uniform"] | NoiseLevels = "uniform"
 
-    def check_teacher(self, given: bool) -> None:
-        """Check that there is a teacher where a stage asks for one, and only there.
+    def check_teachers(self, number: int) -> None:
+        """Check that the stages ask for all of so many teachers, and for no more.
 
         Raises:
-            UserError: it is missing, or would teach nothing.
+            UserError: they do not.
         """
-        if given != any(stage.taught_below for stage in self.stages):
+        ends = {len(stage.taught_below) for stage in self.stages} - {0}
+        if ends != ({number} if number else set()):
             raise UserError(
-                "--teacher teaches nothing: no stage in training.diffusion.stages has taught_below"
-                if given
-                else "training.diffusion.stages has taught_below, which needs --teacher"
+                f"--teacher gives {number}, and taught_below in training.diffusion.stages has "
+                f"{' or '.join(map(str, sorted(ends))) or 'none'}: expected as many"
             )
 
 

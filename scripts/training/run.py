@@ -40,8 +40,8 @@ class StageTraining:
     val: Path | None
     first_stage: Path | None
     start: Path | None
-    teacher: Path | None
-    teacher_config: Path | None
+    teacher: Sequence[Path]
+    teacher_config: Sequence[Path]
     precision: str
     device: str
     threads: int | None
@@ -60,7 +60,7 @@ class StageTraining:
         settings: TrainingSettings = read_training(group, config, self.stage)
         check(build_model(config), settings, self.config)
         if isinstance(settings, PriorSettings):
-            settings.check_teacher(self.teacher is not None)
+            settings.check_teachers(len(self.teacher))
         if self.threads:
             torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
@@ -70,7 +70,8 @@ class StageTraining:
             model = instantiate_from_config(config["model"]).to(device)
         if self.first_stage:  # also in place of the one in `start`
             load_first_stage(model.first_stage_model, self.first_stage)
-        teacher = load_teacher(self.teacher, self.teacher_config or self.config, model) if self.teacher else None
+        configs = self.teacher_config or [self.config] * len(self.teacher)
+        teachers = [load_teacher(*files, model) for files in zip(self.teacher, configs, strict=True)]
         make_folder(self.out)
         side = model.first_stage_model.resolution
         pictures = load_pictures(self.data, side, self.out / "pictures.u8")
@@ -78,7 +79,7 @@ class StageTraining:
             validation = load_pictures([self.val], side, self.out / "validation.u8") if self.val else pictures[-32:]
             self._train_first_stage(settings, model.first_stage_model, pictures, validation)
         elif isinstance(settings, PriorSettings):
-            self._train_prior(settings, model, pictures, teacher)
+            self._train_prior(settings, model, pictures, teachers)
 
     def _begin(
         self, network: nn.Module, settings: TrainingSettings, report: Callable[[float], dict[str, float]]
@@ -118,7 +119,11 @@ class StageTraining:
         print("round-trip PSNR:", ", ".join(f"{name} {value:.2f} dB" for name, value in final.items()))
 
     def _train_prior(
-        self, settings: PriorSettings, model: LatentDiffusion, pictures: np.ndarray, teacher: LatentDiffusion | None
+        self,
+        settings: PriorSettings,
+        model: LatentDiffusion,
+        pictures: np.ndarray,
+        teachers: Sequence[LatentDiffusion],
     ) -> None:
         """Encode the pictures (once) and train the UNet."""
         model.requires_grad_(False)
@@ -136,7 +141,7 @@ class StageTraining:
             return {}
 
         training = self._begin(unet, settings, report)
-        training.run(DiffusionLoss(model, latents, settings.weight_cap, settings.timesteps, teacher))
+        training.run(DiffusionLoss(model, latents, settings.weight_cap, settings.timesteps, teachers))
 
 
 def check(architecture: LatentDiffusion, settings: TrainingSettings, config: Path) -> None:

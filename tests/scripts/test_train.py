@@ -113,10 +113,10 @@ def trained(tmp_path_factory):
 
 
 def taught(config, folder, below, **params):
-    """Write a configuration as another, of a model taught below a timestep; returns its path."""
+    """Write a configuration as another, of a model taught below some timesteps; returns its path."""
     content = yaml.safe_load(config.read_text())
     content["model"]["params"].update(params)
-    stages = [{"share": 1, "batch_size": 8, "taught_below": below}]
+    stages = [{"share": 1, "batch_size": 8, "taught_below": list(below)}]
     content["training"]["diffusion"].update(stages=stages, learning_rate=3e-3, weight_cap=1)
     path = folder / "taught.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -127,7 +127,7 @@ def test_a_network_of_v_learns_from_one_of_the_noise(trained, tmp_path):
     """The teacher is far from the data, so that what was learned came from it."""
     config, data, teacher = trained
     given = ("--stage", "diffusion", "--data", data, "--start", teacher)
-    taught_v = taught(config, tmp_path, 1000, parameterization="v")
+    taught_v = taught(config, tmp_path, [1000], parameterization="v")
     train(
         *(*given, "--config", taught_v, "--max_steps", 150, "--out", tmp_path / "v"),
         *("--teacher", teacher, "--teacher_config", config),
@@ -146,22 +146,31 @@ def test_a_teacher_takes_the_place_of_the_noise_below_its_timestep(trained):
     model = get_model(config, weights, "cpu")
     latents = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).numpy()
 
-    def loss(below, teacher):
+    def loss(below, *teachers):
         stage = Stage(share=1, batch_size=16, taught_below=below)
-        return DiffusionLoss(model, latents, 1, teacher=teacher)(stage, np.random.RandomState(0)).item()
+        return DiffusionLoss(model, latents, 1, teachers=teachers)(stage, np.random.RandomState(0)).item()
 
-    assert loss(1000, model) == pytest.approx(0, abs=1e-9)  # it agrees with itself
-    assert loss(1000, None) == loss(0, model) == loss(0, None) > 0.1
-    assert loss(500, model) == pytest.approx(loss(0, model) / 2, rel=0.2)
+    plain = loss(())
+    assert plain > 0.1
+    assert loss((1000,)) == loss((), model) == plain
+    assert loss((1000,), model) == pytest.approx(0, abs=1e-9)  # it agrees with itself
+    assert loss((500,), model) == pytest.approx(plain / 2, rel=0.2)
+    other = get_model(config, weights, "cpu")
+    other.apply_model = lambda x, t: torch.zeros_like(x)
+    halves = loss((500, 1000), model, other), loss((500, 1000), other, model)
+    assert sum(halves) == pytest.approx(loss((1000,), other), rel=1e-5)
+    assert min(halves) > 0.1 * max(halves)
 
 
 @pytest.mark.parametrize(
     ("below", "params", "words", "message"),
     [
-        (500, {}, [], "training.diffusion.stages has taught_below, which needs --teacher"),
-        (0, {}, ["--teacher"], "--teacher teaches nothing: no stage"),
-        (500, {"linear_start": 0.01}, ["--teacher"], "has other latents, or another noise schedule"),
-        (500, {}, ["--teacher_config"], "--teacher_config needs --teacher"),
+        ([500], {}, [], "--teacher gives 0, and taught_below in training.diffusion.stages has 1: expected as many"),
+        ([], {}, ["--teacher"], "--teacher gives 1, and taught_below in training.diffusion.stages has none"),
+        ([500, 1000], {}, ["--teacher"], "has 2"),
+        ([500, 400], {}, ["--teacher"], "expected ascending timesteps"),
+        ([500], {"linear_start": 0.01}, ["--teacher"], "has other latents, or another noise schedule"),
+        ([500], {}, ["--teacher_config"], "--teacher_config: expected one for each --teacher"),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused_in_a_line(below, params, words, message, trained, tmp_path, capsys):
