@@ -49,8 +49,9 @@ def draw_timesteps(probabilities: np.ndarray, count: int, rng: np.random.RandomS
 class DiffusionLoss:
     """Mean of ``w_t (eps - eps_theta(q_sample(z, t, eps), t))^2`` (Ho et al., 2020, equation 14).
 
-    ``w_t`` is 1 / SNR = (1 - abar_t) / abar_t, between 1 and ``weight_cap``. With equal weights (a cap of 1) the
-    noisiest steps, which decide layout and colour, hardly count: a network that ignores the picture is nearly right.
+    ``w_t`` is 1 / abar_t = 1 + 1 / SNR, at most ``weight_cap``: without the cap this is the error of v (Salimans and
+    Ho, 2022). With equal weights (a cap of 1) the noisiest steps, which decide layout and colour, hardly count: a
+    network that ignores the picture is nearly right.
 
     With teachers, trained models of the same latents, their estimates are the target in place of ``eps``, each at the
     timesteps that ``stage.taught_below`` gives it. Target and estimate have nearly the same mean given ``z_t``, but
@@ -80,7 +81,7 @@ class DiffusionLoss:
             )
         self.model, self.latents, self.teachers = model, latents, teachers
         alphas_cumprod = model.get_buffer("alphas_cumprod")
-        self.weights = (1 / alphas_cumprod - 1).clamp(1, weight_cap)
+        self.weights = (1 / alphas_cumprod).clamp(max=weight_cap)
         self.probabilities = timestep_probabilities(alphas_cumprod.cpu().numpy(), timesteps)
 
     def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a sweep plans, names and tabulates, without a model."""
+"""Plans, names and tables of a sweep, without a model."""
 
 from pathlib import Path
 
