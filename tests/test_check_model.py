@@ -189,11 +189,11 @@ def test_verdicts_at_their_limits():
     assert verdicts.on_round_trip([31.0, 31.0]).text == "31.0 dB over 2 pictures, the worst 31.0: fine"
     assert [verdicts.on_round_trip([psnr]).good for psnr in (26, 20, 19.9)] == [True, True, False]
     assert [verdicts.on_codebook(used, 16384, 4096).good for used in (3000, 100, 81)] == [True, True, False]
-    assert verdicts.on_prior(0.5, 0.5, 1.0, 1.0)[-1].text.endswith("fine")
-    assert not verdicts.on_prior(1.2, 1.2, 1.0, 1.0)[0].good
-    assert not verdicts.on_prior(1.2, 1.2, 30.0, 1.0)[0].good
-    assert not verdicts.on_prior(0.5, float("nan"), float("nan"), 1.0)[0].good
-    assert verdicts.on_prior(2.0, 0.5, 0.18, 1.0)[-1].text.endswith("The pictures suggest about 0.18")
+    assert verdicts.on_prior(0.5, 0.5, 1.0, 1.0, 1.0)[-1].text.endswith("fine")
+    assert not verdicts.on_prior(1.2, 1.2, 1.0, 1.0, 1.0)[0].good
+    assert not verdicts.on_prior(1.2, 1.2, 30.0, 1.0, 1.0)[0].good
+    assert not verdicts.on_prior(0.5, float("nan"), float("nan"), 1.0, 1.0)[0].good
+    assert verdicts.on_prior(2.0, 0.5, 0.18, 0.2, 1.0)[-1].text.endswith("The pictures suggest about 0.2")
     assert "better" in verdicts.on_average(0.01, 0.5, 0.4).text
     assert "worse" in verdicts.on_average(0.01, 0.5, 0.9).text
 

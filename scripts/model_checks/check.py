@@ -74,8 +74,12 @@ class Check:
         samples = measures.sample(model, self.samples, self.steps, self.seed, conditions)
         error = self.relative_error(model, trip.latents)
         ratio = measures.spread(samples) / measures.spread(trip.latents)
-        rescaled = self.relative_error(model, trip.latents * ratio)
-        found += verdicts.on_prior(error, rescaled, ratio, float(model.scale_factor))
+        by_scale = {1.0: error}
+        if verdicts.is_apart(ratio):  # a few samples tell the right scale roughly; the network's own error says more
+            scales = [ratio * 2 ** (quarter / 4) for quarter in range(-4, 5)]
+            by_scale |= {scale: self.relative_error(model, trip.latents * scale) for scale in scales}
+        best = min(by_scale, key=by_scale.__getitem__)
+        found += verdicts.on_prior(error, by_scale[best], ratio, best, float(model.scale_factor))
         rows = {"pictures": images, "round trip": trip.decoded, "samples": model.decode_first_stage(samples).cpu()}
         average = self.average(model, stored)
         if isinstance(average, str):

@@ -47,30 +47,35 @@ def on_codebook(used: int, entries: int, positions: int) -> Verdict:
     return Verdict("codebook", text, share >= FEWEST_CODES)
 
 
-def on_prior(error: float, rescaled: float, ratio: float, scale_factor: float) -> list[Verdict]:
+def is_apart(ratio: float) -> bool:
+    """Tell whether samples and pictures differ more in spread than two kinds of pictures do."""
+    return math.isfinite(ratio) and not 1 / SAME_SCALE <= ratio <= SAME_SCALE
+
+
+def on_prior(error: float, rescaled: float, ratio: float, scale: float, scale_factor: float) -> list[Verdict]:
     """Judge the prior, and the scale of what it is given.
 
     Args:
         error: `relative_error` on the pictures' latents.
-        rescaled: the same on these latents times ``ratio``.
+        rescaled: the same on these latents times ``scale``.
         ratio: spread of the prior's own samples by that of the pictures' latents.
+        scale: where the error is smallest, around ``ratio``; 1 where that is near 1.
         scale_factor: the model's.
     """
     if not (math.isfinite(error) and math.isfinite(ratio)):
         return [Verdict("prior", "its samples or noise estimates are not finite: wrong weights?", False)]
-    wrong_scale = abs(math.log(ratio)) > math.log(SAME_SCALE) and rescaled < min(GOOD_ERROR, 0.8 * error)
+    wrong_scale = is_apart(ratio) and rescaled < min(GOOD_ERROR, 0.8 * error)
     known = f"noise estimate's error on these pictures is {error:.2f} of that without knowledge of them"
     scales = f"the samples spread {ratio:.2f} times as far as the pictures' latents"
     if wrong_scale:
-        better = f"{rescaled:.2f} with scale_factor {scale_factor * ratio:.3g}"
+        better = f"{rescaled:.2f} with scale_factor {scale_factor * scale:.3g}"
         wrong = (
-            f"{scales}: wrong scale_factor ({scale_factor:.3g})? The pictures suggest about {scale_factor * ratio:.3g}"
+            f"{scales}: wrong scale_factor ({scale_factor:.3g})? The pictures suggest about {scale_factor * scale:.3g}"
         )
         return [Verdict("prior", f"{known}, {better}", True), Verdict("scale", wrong, False)]
     if error >= GOOD_ERROR:
         return [Verdict("prior", f"{known}: samples are noise, or of something else: wrong weights?", False)]
-    apart = max(ratio, 1 / ratio) > SAME_SCALE
-    judgement = "pictures unlike those it was trained on?" if apart else "fine"
+    judgement = "pictures unlike those it was trained on?" if is_apart(ratio) else "fine"
     return [Verdict("prior", f"{known}: fine"), Verdict("scale", f"{scales}: {judgement}")]
 
 
