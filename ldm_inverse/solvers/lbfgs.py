@@ -4,8 +4,9 @@ torch's own imports torch's compiler, which costs every process 160 MB and secon
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,14 @@ class Trial:
     gradient: Tensor
 
 
+class Step(NamedTuple):
+    """A step that was taken, the change of the gradient over it, and their product."""
+
+    moved: Tensor
+    turned: Tensor
+    curvature: float
+
+
 def lbfgs(objective: Objective, x: Tensor, iterations: int) -> tuple[Tensor, str]:
     """Minimise from ``x``, in at most so many iterations; after 5/4 as many evaluations only a line search is ended.
 
@@ -40,7 +49,7 @@ def lbfgs(objective: Objective, x: Tensor, iterations: int) -> tuple[Tensor, str
         The point that was found, and why it ended: "limit" or "plateau".
     """
     value, gradient = objective(x)
-    before, steps, evaluations = Trial(0.0, float(value), 0.0, gradient), list[tuple[Tensor, Tensor]](), 1
+    before, steps, evaluations = Trial(0.0, float(value), 0.0, gradient), list[Step](), 1
     for _ in range(iterations):
         direction = -times_inverse_hessian(before.gradient, steps)
         slope, norm = numbers((before.gradient * direction).sum(), torch.linalg.vector_norm(before.gradient))
@@ -54,7 +63,7 @@ def lbfgs(objective: Objective, x: Tensor, iterations: int) -> tuple[Tensor, str
         x = x + moved
         curvature, furthest = numbers((moved * turned).sum(), moved.abs().max())
         if curvature > LEAST_CURVATURE:
-            steps.append((moved, turned))
+            steps.append(Step(moved, turned, curvature))
         if min(abs(reached.value - before.value), furthest) < CHANGE_TOLERANCE:
             return x, "plateau"
         if evaluations >= iterations * 5 // 4:
@@ -68,18 +77,17 @@ def numbers(*scalars: Tensor) -> list[float]:
     return torch.stack(scalars).tolist()
 
 
-def times_inverse_hessian(gradient: Tensor, steps: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The two-loop recursion (algorithm 7.4), with each step and the change of the gradient over it, oldest first."""
+def times_inverse_hessian(gradient: Tensor, steps: Sequence[Step]) -> Tensor:
+    """The two-loop recursion (algorithm 7.4), over steps from the oldest to the latest."""
     result, weights = gradient.clone(), []
-    for moved, turned in reversed(steps):
-        weight = (moved * result).sum() / (moved * turned).sum()
-        result -= weight * turned
+    for step in reversed(steps):
+        weight = (step.moved * result).sum() / step.curvature
+        result -= weight * step.turned
         weights.append(weight)
     if steps:
-        moved, turned = steps[-1]
-        result *= (moved * turned).sum() / turned.square().sum()
-    for (moved, turned), weight in zip(steps, reversed(weights), strict=True):
-        result += (weight - (turned * result).sum() / (moved * turned).sum()) * moved
+        result *= steps[-1].curvature / steps[-1].turned.square().sum()
+    for step, weight in zip(steps, reversed(weights), strict=True):
+        result += (weight - (step.turned * result).sum() / step.curvature) * step.moved
     return result
 
 

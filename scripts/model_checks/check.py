@@ -75,7 +75,8 @@ class Check:
         error = self.relative_error(model, trip.latents)
         ratio = measures.spread(samples) / measures.spread(trip.latents)
         by_scale = {1.0: error}
-        if verdicts.is_apart(ratio):  # a few samples tell the right scale roughly; the network's own error says more
+        if verdicts.is_apart(ratio):
+            # Few samples tell the scale roughly. The network's own error, from half to twice that, says more.
             scales = [ratio * 2 ** (quarter / 4) for quarter in range(-4, 5)]
             by_scale |= {scale: self.relative_error(model, trip.latents * scale) for scale in scales}
         best = min(by_scale, key=by_scale.__getitem__)
