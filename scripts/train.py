@@ -58,6 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--teacher_config", type=Path, nargs="+", default=[], help="the teachers' YAML files (default: --config)"
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the networks")
+    parser.add_argument("--compile", action="store_true", help="compile the network first: much sooner done on a GPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all)")
     parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of weights and batches (default 0)")

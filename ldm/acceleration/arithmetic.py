@@ -84,7 +84,7 @@ def accelerate(model: LatentDiffusion, arithmetic: Arithmetic) -> None:
         # Convolutions only: the matrix products of operators are to stay exact.
         torch.backends.cudnn.allow_tf32 = arithmetic.precision == "tf32"
     half, processor = HALF.get(arithmetic.precision), model.device.type == "cpu"
-    compiled = arithmetic.compile and _compiles(model.device)
+    compiled = arithmetic.compile and can_compile(model.device)
     networks = nn.ModuleList([model.model, model.first_stage_model])
     stage = model.first_stage_model
     accelerate_first_stage(
@@ -104,12 +104,12 @@ def accelerate(model: LatentDiffusion, arithmetic: Arithmetic) -> None:
                 module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
 
 
-def _compiles(device: torch.device) -> bool:
+def can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` works here, found by compiling something small; a warning says why where not."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # what is missing, and what torch raises then, differs from system to system
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        LOGGER.warning("compile=true: this machine cannot compile (%s); continuing without it", reason)
+        LOGGER.warning("this machine cannot compile networks (%s); continuing without", reason)
         return False
     return True

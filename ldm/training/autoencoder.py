@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.models.autoencoder import VQModelInterface
-from ldm.training.pictures import Crop, cut, random_crops, to_model_range
+from ldm.training.pictures import Crop, cut, random_crops, resident, to_model_range
 from ldm.training.settings import Stage
 from util.errors import UserError
 from util.metrics import psnr, to_uint8
@@ -50,28 +50,28 @@ class DecoderLoss:
         quantised_share: float,
         consistency: float = 0.0,
     ):
-        self.model, self.pictures, self.latents = model, pictures, latents
+        device = next(model.parameters()).device
+        self.model, self.pictures, self.latents = model, resident(pictures, device), resident(latents, device)
         self.quantised_share, self.consistency = quantised_share, consistency
 
     def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
         side = crop_side(stage)
         crops = random_crops(self.pictures, stage.batch_size, side, rng, self.model.downsampling)
-        device = next(self.model.parameters()).device
-        codes = torch.from_numpy(np.stack([self._codes(crop, side) for crop in crops])).to(device)
+        codes = torch.stack([self._codes(crop, side) for crop in crops])
         with torch.no_grad():
             count = round(self.quantised_share * len(codes))
             codes = torch.cat([self.model.quantize(codes[:count])[0], codes[count:]])
             codes = codes.contiguous(memory_format=torch.channels_last)
         decoded = self.model.decode(codes, force_not_quantize=True).float()
-        loss = F.mse_loss(decoded, cut(self.pictures, crops, side).to(device))
+        loss = F.mse_loss(decoded, cut(self.pictures, crops, side))
         if self.consistency:
             loss = loss + self.consistency * F.mse_loss(self.model.encode(decoded).float(), codes)
         return loss
 
-    def _codes(self, crop: Crop, side: int) -> np.ndarray:
+    def _codes(self, crop: Crop, side: int) -> Tensor:
         factor, row = self.model.downsampling, crop.picture + crop.mirrored * len(self.pictures)
         top, left = crop.top // factor, crop.left // factor
-        return self.latents[row, :, top : top + side // factor, left : left + side // factor].astype(np.float32)
+        return self.latents[row, :, top : top + side // factor, left : left + side // factor].float()
 
 
 class AutoencoderLoss:
@@ -82,14 +82,14 @@ class AutoencoderLoss:
     """
 
     def __init__(self, model: VQModelInterface, pictures: np.ndarray):
-        self.model, self.pictures = model, pictures
         self.device = next(model.parameters()).device
+        self.model, self.pictures = model, resident(pictures, self.device)
         self.uses = torch.zeros(model.quantize.n_e, device=self.device)
         self.steps = 0
 
     def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
         crops = random_crops(self.pictures, stage.batch_size, crop_side(stage), rng)
-        images = cut(self.pictures, crops, crop_side(stage)).to(self.device)
+        images = cut(self.pictures, crops, crop_side(stage))
         latents = self.model.encode(images)
         quantised, codebook_loss, (_, _, indices) = self.model.quantize(latents)
         self._keep_alive(latents.detach(), indices, rng)

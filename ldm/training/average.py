@@ -38,8 +38,8 @@ class PowerAverage:
         """Fold the module's present parameters into the average."""
         self.updates += 1
         keep = (1 - 1 / self.updates) ** (self.gamma + 1)
-        for name, parameter in module.named_parameters():
-            self.average[name].lerp_(parameter.detach(), 1 - keep)
+        parameters = {name: p.detach() for name, p in module.named_parameters()}
+        torch._foreach_lerp_([self.average[name] for name in parameters], list(parameters.values()), 1 - keep)
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training.pictures import resident
 from ldm.training.settings import NoiseLevels, Stage
 from util.errors import UserError
 
@@ -79,7 +80,7 @@ class DiffusionLoss:
             raise UserError(
                 f"the latents' deviation is {deviation:.3g}, the schedule expects 1: scale_factor: {1 / deviation:.3g}"
             )
-        self.model, self.latents, self.teachers = model, latents, teachers
+        self.model, self.latents, self.teachers = model, resident(latents, model.device), teachers
         alphas_cumprod = model.get_buffer("alphas_cumprod")
         self.weights = (1 / alphas_cumprod).clamp(max=weight_cap)
         self.probabilities = timestep_probabilities(alphas_cumprod.cpu().numpy(), timesteps)
@@ -87,10 +88,12 @@ class DiffusionLoss:
     def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
         """The loss of a batch, a scalar; everything random comes from ``rng``."""
         size, device = stage.batch_size, self.model.device
-        chosen = rng.randint(len(self.latents), size=size)
-        z = torch.from_numpy(self.latents[chosen].astype(np.float32)).to(device)
+        chosen = torch.from_numpy(rng.randint(len(self.latents), size=size)).to(device)
+        z = self.latents[chosen].float()
         t = torch.from_numpy(draw_timesteps(self.probabilities, size, rng)).to(device)
-        noise = torch.from_numpy(rng.standard_normal(z.shape).astype(np.float32)).to(device)
+        # Where the network is: a processor takes longer to draw a large batch's noise than a GPU to learn from it.
+        generator = torch.Generator(device).manual_seed(int(rng.randint(2**31)))
+        noise = torch.randn(z.shape, generator=generator, device=device)
         noisy = self.model.q_sample(z, t, noise).contiguous(memory_format=torch.channels_last)
         estimate = self.model.differentiable_apply_model(noisy, t).float()  # whatever the UNet predicts
         for teacher, first, end in zip(self.teachers, (0, *stage.taught_below), stage.taught_below, strict=False):

@@ -97,7 +97,9 @@ class Training:
         self.folder, self.report = folder, report
         self.save_minutes, self.bfloat16 = save_minutes, bfloat16
         self.trained = [p for p in network.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0)
+        self.optimiser = torch.optim.AdamW(
+            self.trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0, fused=True
+        )
         self.averages = {width: PowerAverage(network, width) for width in settings.averages}
         self.rng = np.random.RandomState(seed)
         self.step, self.seconds = 0, 0.0
@@ -205,7 +207,8 @@ class Training:
             self.save()
         columns: dict[str, float] = {}
         for width, average in self.averages.items():
-            with average.applied(self.network):
+            # A compiled network would be compiled again for the report's few passes.
+            with average.applied(self.network), torch.compiler.set_stance("force_eager"):
                 columns |= {self.label(name, width): value for name, value in self.report(width).items()}
         if losses:
             self._log(

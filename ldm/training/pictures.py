@@ -1,5 +1,6 @@
 """Batches of training pictures."""
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,9 +9,17 @@ import torch
 from torch import Tensor
 
 
-def to_model_range(pictures: np.ndarray) -> Tensor:
+def to_model_range(pictures: np.ndarray | Tensor) -> Tensor:
     """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    batch = torch.from_numpy(np.array(pictures)) if isinstance(pictures, np.ndarray) else pictures
+    return batch.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def resident(data: np.ndarray, device: torch.device) -> Tensor:
+    """A training set where batches of it are cut fastest: on an accelerator, or where it lies, mapped from its file."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+        return torch.from_numpy(data).to(device)
 
 
 class Crop(NamedTuple):
@@ -22,9 +31,7 @@ class Crop(NamedTuple):
     mirrored: bool
 
 
-def random_crops(
-    pictures: np.ndarray, batch_size: int, crop: int, rng: np.random.RandomState, grid: int = 1
-) -> list[Crop]:
+def random_crops(pictures: Tensor, batch_size: int, crop: int, rng: np.random.RandomState, grid: int = 1) -> list[Crop]:
     """Random pictures, places (multiples of ``grid``) and mirror images."""
     places = (pictures.shape[1] - crop) // grid + 1
     return [
@@ -33,11 +40,10 @@ def random_crops(
     ]
 
 
-def cut(pictures: np.ndarray, crops: Sequence[Crop], side: int) -> Tensor:
+def cut(pictures: Tensor, crops: Sequence[Crop], side: int) -> Tensor:
     """The squares of uint8 pictures (N, H, W, 3): float32 (B, 3, side, side) in [-1, 1], channels last in memory."""
-    batch = np.empty((len(crops), side, side, 3), dtype=np.uint8)
-    for row, crop in zip(batch, crops, strict=True):
-        picture = pictures[crop.picture]
-        picture = picture[:, ::-1] if crop.mirrored else picture
-        row[:] = picture[crop.top : crop.top + side, crop.left : crop.left + side]
-    return to_model_range(batch)
+    squares = []
+    for crop in crops:
+        picture = pictures[crop.picture].flip(1) if crop.mirrored else pictures[crop.picture]
+        squares.append(picture[crop.top : crop.top + side, crop.left : crop.left + side])
+    return to_model_range(torch.stack(squares))

@@ -61,11 +61,19 @@ class TrainingSettings(Settings):
         return stages
 
 
+class CodebookFit(Settings):
+    """The fit of a codebook before training: to so many latents, in so many of Lloyd's iterations."""
+
+    codes: Count = 400_000
+    iterations: Count = 8
+
+
 class AutoencoderSettings(TrainingSettings):
     """`training.autoencoder`; configs/latent-diffusion/demo-ldm-vq-4.yaml says what each does."""
 
     init: Literal["linear", "random"]
     whitening: NotNegative
+    codebook: CodebookFit | None = None
     trainable: Literal["all", "decoder"]
     quantised_share: Share = Fraction(1, 2)
     consistency: NotNegative = 0.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from data.picture_array import load_pictures
+from ldm.acceleration.arithmetic import can_compile
 from ldm.acceleration.memory import keep_freed_memory
 from ldm.checkpoints.reading import read_checkpoint, write_checkpoint
 from ldm.models.autoencoder import IdentityFirstStage, VQModelInterface
@@ -20,7 +21,7 @@ from ldm.training.diffusion import DiffusionLoss
 from ldm.training.initialise import codebook_from_data, linear_encoder
 from ldm.training.latents import encode_pictures
 from ldm.training.loop import Budget, Training
-from ldm.training.settings import AutoencoderSettings, PriorSettings, TrainingSettings, read_training
+from ldm.training.settings import AutoencoderSettings, CodebookFit, PriorSettings, TrainingSettings, read_training
 from ldm.util import instantiate_from_config
 from model_loader import build_model, load_model_from_config, load_yaml, resolve_device
 from util.errors import UserError
@@ -43,6 +44,7 @@ class StageTraining:
     teacher: Sequence[Path]
     teacher_config: Sequence[Path]
     precision: str
+    compile: bool
     device: str
     threads: int | None
     seed: int
@@ -91,12 +93,10 @@ class StageTraining:
     def _train_first_stage(
         self, settings: AutoencoderSettings, model: VQModelInterface, pictures: np.ndarray, validation: np.ndarray
     ) -> None:
-        """Initialise (once, unless it was trained before) and train the autoencoder."""
+        """Initialise (once) and train the autoencoder."""
         model.to(memory_format=torch.channels_last).train().requires_grad_(True)
-        if not self.start and not (self.out / "state.pt").exists():
-            if settings.init == "linear":
-                linear_encoder(model, pictures, settings.whitening)
-            codebook_from_data(model, pictures, np.random.RandomState(self.seed))
+        if not (self.out / "state.pt").exists():
+            self._initialise(settings, model, pictures)
 
         def report(width: float) -> dict[str, float]:
             psnr, decoded = round_trip_psnr(model, validation)
@@ -108,8 +108,11 @@ class StageTraining:
         for module in (model.encoder, model.quant_conv, model.quantize):
             module.requires_grad_(not decoder_only)
         training = self._begin(model, settings, report)
+        device = next(model.parameters()).device
+        if self.compile and can_compile(device):
+            model.encoder.compile()
+            model.decoder.compile()
         if decoder_only:
-            device = next(model.parameters()).device
             latents = encode_pictures(model.encode, pictures, self.out / "latents.f16", device)
             final = training.run(
                 DecoderLoss(model, pictures, latents, float(settings.quantised_share), float(settings.consistency))
@@ -117,6 +120,14 @@ class StageTraining:
         else:
             final = training.run(AutoencoderLoss(model, pictures))
         print("round-trip PSNR:", ", ".join(f"{name} {value:.2f} dB" for name, value in final.items()))
+
+    def _initialise(self, settings: AutoencoderSettings, model: VQModelInterface, pictures: np.ndarray) -> None:
+        """Give a new model its encoder and codebook; fit a trained one's codebook further where the settings ask."""
+        if not self.start and settings.init == "linear":
+            linear_encoder(model, pictures, settings.whitening)
+        if not self.start or settings.codebook:
+            rng, fit = np.random.RandomState(self.seed), settings.codebook or CodebookFit()
+            codebook_from_data(model, pictures, rng, fit, further=self.start is not None)
 
     def _train_prior(
         self,
@@ -141,6 +152,8 @@ class StageTraining:
             return {}
 
         training = self._begin(unet, settings, report)
+        if self.compile and can_compile(model.device):
+            unet.compile()
         training.run(DiffusionLoss(model, latents, settings.weight_cap, settings.timesteps, teachers))
 
 

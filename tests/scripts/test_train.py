@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from data.picture_array import load_pictures
 from ldm.training.autoencoder import round_trip_psnr
 from ldm.training.diffusion import DiffusionLoss, draw_timesteps
+from ldm.training.pictures import to_model_range
 from ldm.training.settings import Stage
 from model_loader import get_model
 from scripts.train import main
@@ -63,6 +65,42 @@ def test_a_first_stage_is_trained_further_and_takes_its_place_in_the_model(tmp_p
     assert ratios[1] > ratios[0] + 0.1
 
 
+def test_a_trained_codebook_is_fitted_further_where_the_settings_ask(trained, tmp_path):
+    config, data, weights = trained
+    content = yaml.safe_load(config.read_text())
+    content["training"]["autoencoder"].update(codebook={"codes": 512, "iterations": 12}, trainable="decoder")
+    fitted = tmp_path / "fitted.yaml"
+    fitted.write_text(yaml.safe_dump(content))
+    tensors = load_file(weights)
+    entries = tensors["first_stage_model.quantize.embedding.weight"]
+    entries[len(entries) // 2 :] = entries[0]
+    save_file(tensors, tmp_path / "poor.safetensors")
+    given = ("--stage", "autoencoder", "--data", data, "--start", tmp_path / "poor.safetensors", "--max_steps", 1)
+    train(*given, "--config", fitted, "--out", tmp_path / "first")
+    after = load_file(tmp_path / "first/weights.safetensors")["quantize.embedding.weight"]
+    model = get_model(config, weights, "cpu")
+    z = model.encode_mode(to_model_range(load_pictures([data], 32, tmp_path / "pictures.u8")))
+
+    def distance(codebook):
+        model.first_stage_model.quantize.embedding.weight.data = codebook
+        return (model.first_stage_model.quantize(z)[0] - z).square().mean()
+
+    assert distance(after) < 0.9 * distance(entries)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_takes_the_same_steps(trained, tmp_path):
+    config, data, weights = trained
+    for stage, name in (("autoencoder", "quantize.embedding.weight"), ("diffusion", "")):
+        found = []
+        for extra in ([], ["--compile"]):
+            out = tmp_path / f"{stage}{len(extra)}"
+            words = ("--stage", stage, "--config", config, "--data", data, "--start", weights, "--max_steps", 4)
+            train(*words, "--out", out, *extra)
+            found.append(load_file(out / "weights.safetensors"))
+        assert all(torch.allclose(found[0][key], found[1][key], atol=1e-4) for key in found[0] if key != name)
+
+
 def changed(config, **params):
     """Write a configuration whose model has other parameters beside a given one; returns its path."""
     content = yaml.safe_load(config.read_text())
@@ -93,7 +131,7 @@ def test_a_prior_of_any_prediction_and_scale_can_be_trained(tmp_path):
     rng = np.random.RandomState(0)
     z = torch.from_numpy(latents[rng.randint(4, size=1)])
     t = torch.from_numpy(draw_timesteps(np.full(1000, 1 / 1000), 1, rng))
-    noise = torch.from_numpy(rng.standard_normal(z.shape)).float()
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(int(rng.randint(2**31))))
     sigma = model.sqrt_one_minus_alphas_cumprod[t]
     assert loss == pytest.approx((sigma * model.q_sample(z, t, noise) - noise).square().mean().item(), rel=1e-4)
 

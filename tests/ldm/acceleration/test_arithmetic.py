@@ -97,7 +97,7 @@ def test_without_a_compiler_a_warning_and_the_same_results(monkeypatch, caplog):
 
 
 def test_what_can_be_compiled_is(monkeypatch):
-    monkeypatch.setattr("ldm.acceleration.arithmetic._compiles", lambda _: True)
+    monkeypatch.setattr("ldm.acceleration.arithmetic.can_compile", lambda _: True)
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     model(compile=True)

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.cluster.vq import kmeans2, vq
 
+from ldm.modules.quantize import VectorQuantizer
 from ldm.training.autoencoder import AutoencoderLoss, DecoderLoss, round_trip_psnr
-from ldm.training.initialise import codebook_from_data, linear_encoder, patch_components
+from ldm.training.initialise import codebook_from_data, fit_codebook, linear_encoder, patch_components
 from ldm.training.latents import encode_pictures
 from ldm.training.pictures import cut, random_crops, to_model_range
-from ldm.training.settings import (
-    Stage,
-)
+from ldm.training.settings import CodebookFit, Stage
 from tests.ldm.training.first_stage import first_stage, some_pictures
 from util.errors import UserError
 
@@ -59,7 +59,7 @@ def test_components_are_orthonormal_and_sorted():
 def test_codebook_is_in_use_and_better_than_random_entries():
     pictures, model = some_pictures(), first_stage(1, 4, entries=64)
     linear_encoder(model, pictures, 0.0)
-    codebook_from_data(model, pictures, np.random.RandomState(0))
+    codebook_from_data(model, pictures, np.random.RandomState(0), CodebookFit())
     with torch.no_grad():
         latents = model.encode(to_model_range(pictures))
         quantised, _, (_, _, indices) = model.quantize(latents)
@@ -71,14 +71,31 @@ def test_codebook_is_in_use_and_better_than_random_entries():
     assert error < random_error
 
 
+@pytest.mark.filterwarnings("ignore:One of the clusters is empty")
+def test_the_fit_of_a_codebook_ends_below_lloyds_iterations_and_continues():
+    """SciPy's k-means, from the same start, cannot bring entries from the dense cluster to the wide one."""
+    rng = np.random.RandomState(0)
+    codes = np.concatenate([0.05 * rng.standard_normal((4000, 3)), 3 + rng.standard_normal((4000, 3))]).astype("f4")
+    start = codes[:320]
+    want = vq(codes, kmeans2(codes, start, iter=30, minit="matrix")[0])[1]
+    quantizer, found = VectorQuantizer(320, 3), []
+    quantizer.embedding.weight.data = torch.from_numpy(start.copy())
+    for _ in range(2):
+        fit_codebook(quantizer, torch.from_numpy(codes), 30, rng)
+        found.append(np.square(vq(codes, quantizer.embedding.weight.detach().numpy())[1]).mean())
+    assert found[0] < 0.8 * np.square(want).mean()
+    assert found[1] < found[0]
+
+
 def test_decoder_loss_is_the_loss_of_the_whole_pictures_round_trip(tmp_path):
     pictures, model = some_pictures(4), first_stage(1, 4)
     linear_encoder(model, pictures, 0.0)
-    codebook_from_data(model, pictures, np.random.RandomState(0))
+    codebook_from_data(model, pictures, np.random.RandomState(0), CodebookFit())
     latents = encode_pictures(model.encode, pictures, tmp_path / "latents.f16", torch.device("cpu"))
     stage = Stage(share=1, batch_size=3, crop=32)
     loss = DecoderLoss(model, pictures, latents, 1 / 3)(stage, np.random.RandomState(5))
-    images = cut(pictures, random_crops(pictures, 3, 32, np.random.RandomState(5), 2), 32)
+    array = torch.from_numpy(pictures)
+    images = cut(array, random_crops(array, 3, 32, np.random.RandomState(5), 2), 32)
     with torch.no_grad():
         codes = model.encode(images)
         decoded = [model.decode(codes[:1]), model.decode(codes[1:], force_not_quantize=True)]

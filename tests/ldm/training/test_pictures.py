@@ -16,11 +16,11 @@ from util.errors import UserError
 
 def test_crops_show_the_pictures():
     pictures = some_pictures()
-    crop = cut(pictures, [Crop(3, 4, 6, False), Crop(3, 4, 6, True)], 16)
+    crop = cut(torch.from_numpy(pictures), [Crop(3, 4, 6, False), Crop(3, 4, 6, True)], 16)
     whole = torch.from_numpy(pictures[3].astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
     assert torch.allclose(crop[0], whole[:, 4:20, 6:22])
     assert torch.allclose(crop[1], whole.flip(2)[:, 4:20, 6:22])
-    places = random_crops(pictures, 200, 16, np.random.RandomState(0), grid=4)
+    places = random_crops(torch.from_numpy(pictures), 200, 16, np.random.RandomState(0), grid=4)
     assert {c.top for c in places} == {0, 4, 8, 12, 16}
     assert {c.mirrored for c in places} == {True, False}
 
