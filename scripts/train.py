@@ -20,10 +20,13 @@ EXAMPLES = """examples:
   python scripts/train.py --stage diffusion --config configs/latent-diffusion/demo-ldm-vq-4.yaml \\
       --data pictures/ --out train/more --start models/demo/model.safetensors --max_steps 20000
 
-  # let it predict v in place of the noise (v.yaml: a copy with `parameterization: v`, `taught_below: [650]` in a stage)
+  # let a network of the noise predict v (v.yaml: a copy with `parameterization: v`, a stage with `taught_below: [650]`)
   python scripts/train.py --stage diffusion --config v.yaml --data pictures/ --out train/v \\
-      --start models/demo/model.safetensors --teacher models/demo/model.safetensors \\
-      --teacher_config configs/latent-diffusion/demo-ldm-vq-4.yaml
+      --start noise.safetensors --teacher noise.safetensors --teacher_config noise.yaml
+
+  # on a GPU
+  python scripts/train.py --stage diffusion --config configs/latent-diffusion/demo-ldm-vq-4.yaml --data pictures/ \\
+      --first_stage train/first/weights.safetensors --out train/prior --precision bf16 --compile
 
 The same command continues where the last one stopped; --max_minutes and --max_steps count the training of all of them
 together. With --max_steps the result is the same each time; with --max_minutes it is not.
