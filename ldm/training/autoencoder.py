@@ -50,20 +50,20 @@ class DecoderLoss:
         quantised_share: float,
         consistency: float = 0.0,
     ):
-        device = next(model.parameters()).device
-        self.model, self.pictures, self.latents = model, resident(pictures, device), resident(latents, device)
+        self.device = next(model.parameters()).device
+        self.model, self.pictures, self.latents = model, resident(pictures, self.device), resident(latents, self.device)
         self.quantised_share, self.consistency = quantised_share, consistency
 
     def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
         side = crop_side(stage)
         crops = random_crops(self.pictures, stage.batch_size, side, rng, self.model.downsampling)
-        codes = torch.stack([self._codes(crop, side) for crop in crops])
+        codes = torch.stack([self._codes(crop, side) for crop in crops]).to(self.device)
         with torch.no_grad():
             count = round(self.quantised_share * len(codes))
             codes = torch.cat([self.model.quantize(codes[:count])[0], codes[count:]])
             codes = codes.contiguous(memory_format=torch.channels_last)
         decoded = self.model.decode(codes, force_not_quantize=True).float()
-        loss = F.mse_loss(decoded, cut(self.pictures, crops, side))
+        loss = F.mse_loss(decoded, cut(self.pictures, crops, side).to(self.device))
         if self.consistency:
             loss = loss + self.consistency * F.mse_loss(self.model.encode(decoded).float(), codes)
         return loss
@@ -89,7 +89,7 @@ class AutoencoderLoss:
 
     def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
         crops = random_crops(self.pictures, stage.batch_size, crop_side(stage), rng)
-        images = cut(self.pictures, crops, crop_side(stage))
+        images = cut(self.pictures, crops, crop_side(stage)).to(self.device)
         latents = self.model.encode(images)
         quantised, codebook_loss, (_, _, indices) = self.model.quantize(latents)
         self._keep_alive(latents.detach(), indices, rng)

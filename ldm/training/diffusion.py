@@ -88,8 +88,8 @@ class DiffusionLoss:
     def __call__(self, stage: Stage, rng: np.random.RandomState) -> Tensor:
         """The loss of a batch, a scalar; everything random comes from ``rng``."""
         size, device = stage.batch_size, self.model.device
-        chosen = torch.from_numpy(rng.randint(len(self.latents), size=size)).to(device)
-        z = self.latents[chosen].float()
+        chosen = torch.from_numpy(rng.randint(len(self.latents), size=size)).to(self.latents.device)
+        z = self.latents[chosen].to(device).float()
         t = torch.from_numpy(draw_timesteps(self.probabilities, size, rng)).to(device)
         # Where the network is: a processor takes longer to draw a large batch's noise than a GPU to learn from it.
         generator = torch.Generator(device).manual_seed(int(rng.randint(2**31)))

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CARD_SHARE = 0.25  # of a card's free memory that a training set may take; the rest is for the networks
+
 
 def to_model_range(pictures: np.ndarray | Tensor) -> Tensor:
     """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
@@ -16,10 +18,13 @@ def to_model_range(pictures: np.ndarray | Tensor) -> Tensor:
 
 
 def resident(data: np.ndarray, device: torch.device) -> Tensor:
-    """A training set where batches of it are cut fastest: on an accelerator, or where it lies, mapped from its file."""
+    """A training set where batches of it are cut fastest: on a card with room for it, else mapped from its file."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
-        return torch.from_numpy(data).to(device)
+        mapped = torch.from_numpy(data)
+    if device.type == "cuda" and data.nbytes < CARD_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return mapped.to(device)
+    return mapped
 
 
 class Crop(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data.picture_array import load_pictures
-from ldm.training.pictures import Crop, cut, random_crops
+from ldm.training.pictures import Crop, cut, random_crops, resident
 from tests.ldm.training.first_stage import some_pictures
 from tests.tiny import write_pictures
 from util.errors import UserError
@@ -23,6 +23,14 @@ def test_crops_show_the_pictures():
     places = random_crops(torch.from_numpy(pictures), 200, 16, np.random.RandomState(0), grid=4)
     assert {c.top for c in places} == {0, 4, 8, 12, 16}
     assert {c.mirrored for c in places} == {True, False}
+
+
+def test_a_set_too_large_for_a_card_stays_in_its_file(monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1000, 2000))
+    pictures = some_pictures()
+    kept = resident(pictures, torch.device("cuda"))
+    assert kept.device.type == "cpu"
+    assert kept.data_ptr() == pictures.ctypes.data
 
 
 def test_pictures_come_from_folders_and_zips_and_are_cached(tmp_path):
