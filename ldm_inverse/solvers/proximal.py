@@ -1,5 +1,6 @@
 """The exact step over images: the one nearest a given image among those that explain a measurement."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,11 @@ HALVINGS = 6  # of a Gauss-Newton step that leads uphill
 
 
 def proximal(
-    problem: InverseProblem, image: Tensor, settings: PixelSettings, noise: tuple[Tensor, Tensor] | None = None
+    problem: InverseProblem,
+    image: Tensor,
+    settings: PixelSettings,
+    noise: tuple[Tensor, Tensor] | None = None,
+    most: float = math.inf,
 ) -> Minimum:
     r"""Return the most probable image, for a Gaussian prior with mean ``image`` (x0).
 
@@ -52,6 +57,7 @@ def proximal(
         settings: tau is ``deviation``, tau' ``border_deviation``; the blurs' correlations are in pixels; each image
             gets ``max_iters`` iterations of conjugate gradients at most.
         noise: standard normal, of the image's and of the measurement's shape.
+        most: the largest tau that an estimate of it may be.
 
     Returns:
         x, and of each image the mean squared residuals before each iteration and at the end.
@@ -59,7 +65,7 @@ def proximal(
     found = []
     for sample, own in enumerate(image.split(1)):
         noise_of_one = None if noise is None else (noise[0][sample : sample + 1], noise[1][sample : sample + 1])
-        found.append(_of_one(problem.select([sample], len(image)), own, settings, noise_of_one))
+        found.append(_of_one(problem.select([sample], len(image)), own, settings, noise_of_one, most))
     return join(found)
 
 
@@ -71,13 +77,18 @@ def join(found: Sequence[Minimum]) -> Minimum:
 
 
 def _of_one(
-    problem: InverseProblem, image: Tensor, settings: PixelSettings, noise: tuple[Tensor, Tensor] | None
+    problem: InverseProblem,
+    image: Tensor,
+    settings: PixelSettings,
+    noise: tuple[Tensor, Tensor] | None,
+    most: float,
 ) -> Minimum:
     sigma, max_iters = max(problem.sigmas(1)[0], NOISELESS_EPS), settings.max_iters
     blur = gaussian_blur(settings.correlation, image) if settings.correlation else identity
-    deviation = settings.deviation
-    if deviation == "auto":
-        deviation = estimated_deviation(problem, image, blur)
+    if settings.deviation == "auto":
+        deviation = min(estimated_deviation(problem, image, blur), most)
+    else:
+        deviation = settings.deviation
     if noise is not None:
         image = image + deviation * blur(noise[0])
         problem = replace(problem, measurement=problem.measurement + sigma * noise[1])

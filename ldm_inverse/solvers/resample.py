@@ -17,6 +17,9 @@ from ldm_inverse.solvers.registry import register_sampler
 from ldm_inverse.solvers.resample_settings import FitSettings, ResampleSettings
 from ldm_inverse.solvers.sampler_run import SamplerRun
 
+DRAWN_SHARE = 0.3  # of a noise level: the largest deviation of a draw that goes back to it
+LEAST_DRAWN = 0.05  # in units of [-1, 1]: about what an autoencoder loses
+
 
 @register_sampler("resample", ResampleSettings)
 def sample_resample(
@@ -102,9 +105,11 @@ def hard_consistency(
     else:
         image = prior.model.decode_first_stage(ahead.pseudo_x0, force_not_quantize=not settings.latent.quantise)
         if settings.pixel.method == "exact":
-            draws = settings.draws_at(index, len(run.schedule))
-            noise = posterior_noise(prior, problem, image) if draws else None
-            minimum = proximal(problem, image, settings.pixel, noise)
+            if settings.draws_at(index, len(run.schedule)):
+                noise = posterior_noise(prior, problem, image)
+                minimum = proximal(problem, image, settings.pixel, noise, most_drawn(run.schedule.alphas_prev[index]))
+            else:
+                minimum = proximal(problem, image, settings.pixel)
         else:
             follow = run.follow("pixel", *aim(settings.pixel, problem, run.batch))
             minimum = fit_pixel(problem, image, settings.pixel, follow)
@@ -112,6 +117,16 @@ def hard_consistency(
     z = resample_at(prior, clean, z, index, settings)
     run.optimised(len(run.schedule) - 1 - index, stage or "pixel", minimum)
     return z, ahead.pred_x0
+
+
+def most_drawn(abar: float) -> float:
+    """The largest deviation, in units of [-1, 1], of a draw that goes back to a latent at cumulative product ``abar``.
+
+    A draw adds noise where the measurement says little, and only a UNet that expects about as much takes it for noise.
+    Where more stays, the next residual is larger, so the next estimate of the deviation, and so on until the picture is
+    noise.
+    """
+    return max(DRAWN_SHARE * (1 - abar) ** 0.5, LEAST_DRAWN)
 
 
 def posterior_noise(prior: LatentPrior, problem: InverseProblem, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,10 @@ def test_the_estimated_deviation_is_that_of_the_estimates_error(correlation, tru
     # 12,288 numbers, blurred over about 10 of them: the estimate's own error is a few hundredths.
     assert estimated_deviation(problem, x0, blur) == pytest.approx(true_deviation, rel=0.15)
     given = proximal(problem, x0, exact(deviation=estimated_deviation(problem, x0, blur), correlation=correlation))
-    assert torch.equal(proximal(problem, x0, exact(deviation="auto", correlation=correlation)).x, given.x)
+    estimated = exact(deviation="auto", correlation=correlation)
+    assert torch.equal(proximal(problem, x0, estimated).x, given.x)
+    bound = proximal(problem, x0, exact(deviation=0.02, correlation=correlation))
+    assert torch.equal(proximal(problem, x0, estimated, most=0.02).x, bound.x)
 
 
 def test_the_estimated_deviation_heeds_the_dropped_entries_and_the_slope():

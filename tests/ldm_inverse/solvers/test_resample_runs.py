@@ -1,5 +1,7 @@
 """Whole runs of the sampler: their steps, events and batches, their draws, gradients and dtype."""
 
+import math
+
 import pytest
 import torch
 
@@ -120,13 +122,14 @@ def test_the_picture_of_an_event_is_that_of_its_last_travel_step(model):
     ("draws", "drawn"), [("0", []), ("1/2", [9, 8, 7, 6, 5]), ("0.85", range(9, 1, -1)), ("1", range(9, 0, -1))]
 )
 def test_fits_over_images_are_draws_at_the_highest_noise_levels(model, monkeypatch, draws, drawn):
-    exact, with_noise, fits = resample.proximal, [], []
+    exact, with_noise, fits, bounds = resample.proximal, [], [], []
 
-    def proximal(problem, image, settings, noise):
+    def proximal(problem, image, settings, noise=None, most=math.inf):
         fits.append(9 - len(fits))
         if noise is not None:
             with_noise.append(fits[-1])
-        return exact(problem, image, settings, noise)
+            bounds.append(most)
+        return exact(problem, image, settings, noise, most)
 
     monkeypatch.setattr(resample, "proximal", proximal)
     settings = read(
@@ -142,6 +145,10 @@ def test_fits_over_images_are_draws_at_the_highest_noise_levels(model, monkeypat
     restore(model, left_half(randn(1, *SHAPE, seed=1)), S=10, settings=settings, soft=False, noise_sigma=0.1)
     assert fits == list(range(9, 0, -1))
     assert with_noise == list(drawn)
+    # A draw adds no more noise than the UNet takes away at the level that it goes back to.
+    schedule = DDIMSchedule.of(model.alphas_cumprod, 10)
+    levels = [(1 - schedule.alphas_prev[index]) ** 0.5 for index in drawn]
+    assert bounds == [max(0.3 * level, 0.05) for level in levels]
 
 
 def test_unknown_samplers_list_the_known(model):
