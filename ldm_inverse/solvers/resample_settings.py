@@ -71,7 +71,7 @@ class PixelSettings(FitSettings):
             measurement.
         border_correlation: over how many pixels these are correlated.
         draws: the share of the noise levels, the highest first, at which the image is a draw from its posterior, rather
-            than the most probable one.
+            than the most probable one; "auto" deviations are then bounded (`ldm_inverse.solvers.resample.most_drawn`).
         corrections: of the latent that the encoder makes of the image (`encoded`).
     """
 
