@@ -13,6 +13,7 @@ from util.cli import Parser, add_debug, exit_status, whole_number
 ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = ("UNet forward", "decoder forward", "latent iteration", "sampling step", "time travel")
+OPERATORS = ("gaussian_blur", "motion_blur", "super_resolution", "inpainting")
 
 EXAMPLES = """examples:
   python scripts/benchmark.py                                  # FFHQ's architecture, random weights, all precisions
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   python scripts/benchmark.py --parts "UNet forward" --precision fp32
   python scripts/benchmark.py --demo demo paper --limit 4      # whole restorations by these presets
   python scripts/benchmark.py --restorations fastest fast --compile   # whole restorations in every mode
+  python scripts/benchmark.py --restorations reference --operator super_resolution -- ddim_steps=20
   python scripts/benchmark.py --sizes 128 256 512 --config configs/latent-diffusion/demo-ldm-vq-4.yaml
 
 Plain: contiguous layout, float32, dense kernels that ask for gradients, the graph kept through time travel. Times are
@@ -45,9 +47,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all)")
     parser.add_argument("--repeats", type=whole_number(1), default=5, help="rounds of each part (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="(default: %(default)s)")
-    parser.add_argument(
-        "--restorations", nargs="+", metavar="PRESET", help="time whole restorations by these, with random weights"
-    )
+    whole = parser.add_argument_group("whole restorations with random weights")
+    whole.add_argument("--restorations", nargs="+", metavar="PRESET", help="time restorations by these instead")
+    whole.add_argument("--operator", choices=OPERATORS, help=f"that measures (default: {OPERATORS[0]})")
     sizes = parser.add_argument_group("how the cost grows")
     sizes.add_argument("--sizes", type=whole_number(1), nargs="+", metavar="SIDE", help="time images of these sides")
     sizes.add_argument("--batches", type=whole_number(1), nargs="+", default=[1, 2, 4], help="(default: 1 2 4)")
@@ -55,7 +57,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     demo.add_argument("--demo", nargs="+", metavar="PRESET", help="time these presets instead")
     demo.add_argument("--limit", type=whole_number(1), default=4, help="pictures of each task (default: 4)")
     demo.add_argument("--tasks", type=Path, nargs="+", default=sorted((ROOT / "configs/tasks/demo").glob("*.yaml")))
-    demo.add_argument("settings", nargs="*", metavar="key=value", help="settings for all presets, after a --")
+    demo.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="settings for these presets or those of --restorations, after a --",
+    )
     add_debug(parser)
     return parser.parse_args(argv)
 

@@ -13,7 +13,7 @@ from model_loader import build_model as model_without_weights
 from model_loader import load_model_from_config, load_yaml, resolve_device
 from scripts.benchmarks import modes, report
 from scripts.benchmarks.demo import demo_markdown, demo_table
-from scripts.benchmarks.parts import Setting, all_rows, network_rows
+from scripts.benchmarks.parts import MEASURED_OPERATOR, Setting, all_rows, network_rows
 from scripts.benchmarks.restorations import restoration_rows
 from scripts.benchmarks.sizes import size_markdown, size_table
 from util.errors import UserError
@@ -34,6 +34,7 @@ class Benchmark:
     repeats: int
     out: Path
     restorations: Sequence[str] | None
+    operator: str | None
     sizes: Sequence[int] | None
     batches: Sequence[int]
     demo: Sequence[str] | None
@@ -47,10 +48,12 @@ class Benchmark:
         Raises:
             UserError: it cannot be timed.
         """
+        if self.operator and not self.restorations:
+            raise UserError("--operator is for the presets of --restorations")
         if self.demo:
             return self._presets(self.demo)
-        if self.settings:
-            raise UserError(f"{self.settings[0]!r}: settings are for the presets of --demo")
+        if self.settings and not self.restorations:
+            raise UserError(f"{self.settings[0]!r}: settings are for the presets of --demo and --restorations")
         if self.threads:
             torch.set_num_threads(self.threads)
         device, config = resolve_device(self.device), load_yaml(self.config)
@@ -73,7 +76,9 @@ class Benchmark:
     def _restorations(self, presets: Sequence[str], config: Mapping[str, Any], device: torch.device) -> str:
         setting = self._setting(config, {}, device)
         chosen = {mode: arithmetic for mode, arithmetic in setting.chosen.items() if not arithmetic.low_memory}
-        return self._rows("restorations", setting, restoration_rows(replace(setting, chosen=chosen), presets))
+        operator = self.operator or MEASURED_OPERATOR
+        rows = restoration_rows(replace(setting, chosen=chosen), presets, operator, self.settings)
+        return self._rows("restorations", setting, rows)
 
     def _setting(self, config: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> Setting:
         chosen = modes.modes(device, self.precision, self.compile)

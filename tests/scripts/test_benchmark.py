@@ -13,7 +13,8 @@ from ldm.modules.attention import AttentionBlock
 from ldm_inverse.solvers.problem import mean_squared_residual
 from scripts import benchmark
 from scripts.benchmarks import demo, measure, modes, published, report
-from scripts.benchmarks.parts import as_told
+from scripts.benchmarks.parts import MEASURED_OPERATOR, as_told
+from scripts.benchmarks.restorations import preset_solver
 from tests.reference.recorded import relative_error
 from tests.tiny import CONFIG, SIDE, family, write_model
 
@@ -163,6 +164,7 @@ def test_whole_restorations_in_every_mode(tmp_path, capsys):
     config, _ = write_model(tmp_path)
     words = ["--config", str(config), "--repeats", "1", "--device", "cpu", "--threads", str(torch.get_num_threads())]
     words += ["--restorations", "fastest", "fast", "--precision", "fp32", "--out", str(tmp_path / "out")]
+    words += ["--operator", "super_resolution", "--", "ddim_steps=4"]
     assert benchmark.main(words) == 0
     rows = json.loads((tmp_path / "out/restorations.json").read_text())["rows"]
     assert [(row["part"], row["mode"], row["unit"]) for row in rows] == [
@@ -174,9 +176,29 @@ def test_whole_restorations_in_every_mode(tmp_path, capsys):
     assert (tmp_path / "out/restorations.md").read_text() in capsys.readouterr().out
 
 
-def test_settings_that_nothing_reads_are_refused(capsys):
-    assert benchmark.main(["ddim_steps=3", "--device", "cpu"]) == 2
-    assert "settings are for the presets of --demo" in capsys.readouterr().err
+def test_restorations_have_what_a_preset_says_for_the_operator_and_what_the_command_line_says():
+    assert preset_solver("fastest", "gaussian_blur").settings.pixel.correlation == 0.5
+    solver = preset_solver("fastest", "super_resolution", ["ddim_steps=4", "conditioning.resample.pixel.max_iters=7"])
+    assert (solver.steps, solver.settings.pixel.max_iters, solver.settings.pixel.correlation) == (4, 7, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ddim_steps=3"], "settings are for the presets of --demo and --restorations"),
+        (["--operator", "inpainting"], "--operator is for the presets of --restorations"),
+        (["--demo", "demo", "--operator", "inpainting"], "--operator is for the presets of --restorations"),
+        (["--restorations", "fast", "--", "conditioning.resample.piksel=1"], "piksel"),
+    ],
+)
+def test_words_that_nothing_reads_are_refused(words, said, capsys):
+    assert benchmark.main(["--device", "cpu", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_operators_of_the_help_are_those_that_are_timed():
+    assert {*benchmark.OPERATORS} == {*modes.OPERATORS}
+    assert benchmark.OPERATORS[0] == MEASURED_OPERATOR
 
 
 def test_presets_that_no_restoration_is_timed_by(tmp_path, capsys):
