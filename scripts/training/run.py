@@ -84,11 +84,19 @@ class StageTraining:
             self._train_prior(settings, model, pictures, teachers)
 
     def _begin(
-        self, network: nn.Module, settings: TrainingSettings, report: Callable[[float], dict[str, float]]
+        self,
+        network: nn.Module,
+        settings: TrainingSettings,
+        report: Callable[[float], dict[str, float]],
+        compiled: Sequence[nn.Module],
     ) -> Training:
-        """The training of a network, at the step where it stopped."""
+        """The training of a network, at the step where it stopped; ``compiled`` are its parts worth compiling."""
         budget, bfloat16 = Budget(self.max_minutes, self.max_steps), self.precision == "bf16"
-        return Training(network, settings, budget, self.out, self.seed, report, self.save_minutes, bfloat16)
+        training = Training(network, settings, budget, self.out, self.seed, report, self.save_minutes, bfloat16)
+        if self.compile and can_compile(next(network.parameters()).device):
+            for module in compiled:
+                module.compile()
+        return training
 
     def _train_first_stage(
         self, settings: AutoencoderSettings, model: VQModelInterface, pictures: np.ndarray, validation: np.ndarray
@@ -107,12 +115,9 @@ class StageTraining:
         decoder_only = settings.trainable == "decoder"
         for module in (model.encoder, model.quant_conv, model.quantize):
             module.requires_grad_(not decoder_only)
-        training = self._begin(model, settings, report)
-        device = next(model.parameters()).device
-        if self.compile and can_compile(device):
-            model.encoder.compile()
-            model.decoder.compile()
+        training = self._begin(model, settings, report, [model.encoder, model.decoder])
         if decoder_only:
+            device = next(model.parameters()).device
             latents = encode_pictures(model.encode, pictures, self.out / "latents.f16", device)
             final = training.run(
                 DecoderLoss(model, pictures, latents, float(settings.quantised_share), float(settings.consistency))
@@ -151,9 +156,7 @@ class StageTraining:
             write_weights(self.out / f"{training.label('weights', width)}.safetensors", weights)
             return {}
 
-        training = self._begin(unet, settings, report)
-        if self.compile and can_compile(model.device):
-            unet.compile()
+        training = self._begin(unet, settings, report, [unet])
         training.run(DiffusionLoss(model, latents, settings.weight_cap, settings.timesteps, teachers))
 
 
