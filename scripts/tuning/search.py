@@ -226,13 +226,18 @@ class Search:
             layers.append({"by_operator": {name: _merged(own, layers[1]) for name, own in by_operator.items()}})
         head = f"# Trial {best} of {self.trials}: {scores[best].mean:+.3f} in {self.metric} over {self.preset}.\n"
         write_whole(self.save_dir / "best.yaml", (head + yaml.safe_dump(_merged(*layers), sort_keys=False)).encode())
-        shown = [[cell(value) for value in row.values()] for row in rows[:SHOWN]]
-        print(aligned([list(rows[0]), *shown]))
+        columns = ["settings", *(column for column in rows[0] if column != "settings")]
+        print(aligned([columns, *([_told(row[column]) for column in columns] for row in rows[:SHOWN])]))
         print(
             f"\ngain: in {self.metric} over the preset's own settings, with its 95 % interval (low, high). "
             f"The best is chosen by these pictures: measure it on others. {self.save_dir / 'best.yaml'} is a preset; "
             f"all trials: {self.save_dir / 'trials.csv'}"
         )
+
+
+def _told(value: Any) -> str:
+    """Return a table's cell, a gain with three digits behind the point."""
+    return f"{value:+.3f}" if isinstance(value, float) else cell(value)
 
 
 def _merged(*layers: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -84,7 +85,10 @@ def test_the_best_of_all_trials_is_found_by_few_pictures_first(place, tmp_path, 
     assert best["ddim_steps"] == 3
     assert best["conditioning"]["resample"]["final"] == {"max_iters": 1}
     assert 0.1 <= best["conditioning"]["resample"]["soft_scale"] <= 1
-    assert "measure it on others" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"^settings +trial +images +gain", printed, re.M)
+    assert re.search(r"^the preset's own +0 +\d+ +\+0\.000 ", printed, re.M)
+    assert "measure it on others" in printed
 
     runs.clear()
     assert tune.main(words(place, out)) == 0
