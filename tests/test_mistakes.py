@@ -29,7 +29,7 @@ MISTAKES = [
     (["conditioning.dasp.lr=1"], "did you mean 'daps'"),
     (
         ["--preset", "fastest", "conditioning.main_sampler=dps"],
-        "preset fastest is made for resample, and main_sampler is dps: take --preset dps",
+        "preset fastest is made for resample, and main_sampler is dps: take --preset dps\n",
     ),
     (["conditioning.daps.lr=-1"], "conditioning.daps.lr: expected a number above 0, got -1"),
     (["conditioning.main_sampler=psld", "conditioning.psld.glueing=1"], "did you mean 'gluing'"),

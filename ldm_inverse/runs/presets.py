@@ -29,7 +29,7 @@ def find_preset(name: str) -> Path:
 
 def shipped_presets() -> dict[str, Path]:
     """Return the presets that come with the project, by name."""
-    return {path.stem: path for path in sorted(PRESETS.rglob("*.yaml"))}
+    return {path.stem: path for path in sorted(PRESETS.rglob("*.yaml"), key=lambda path: path.stem)}
 
 
 def preset_layers(path: Path, operator: Any) -> list[tuple[str, dict[str, Any]]]:
