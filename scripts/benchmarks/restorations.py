@@ -23,6 +23,9 @@ from scripts.benchmarks.report import Row, rows_of
 from util.cli import split_word
 from util.errors import UserError
 
+# What a restoration takes from settings; the measurement and the arithmetic are the benchmark's own.
+TIMED = ("ddim_steps", "ddim_eta", "conditioning.restarts", "conditioning.resample")
+
 
 def restoration_rows(
     setting: Setting, presets: Sequence[str], operator: str, words: Sequence[str] = ()
@@ -58,13 +61,17 @@ def preset_solver(preset: str, operator: str, words: Sequence[str] = ()) -> Solv
     """Return the solver of a preset, by its name or file, for an operator; ``words`` are settings laid over it.
 
     Raises:
-        UserError: there is no such preset or setting, or it is for another sampler.
+        UserError: there is no such preset or setting, it is for another sampler, or nothing would read the setting.
     """
+    own = [split_word(word) for word in words]
+    for key, _ in own:
+        if not key.startswith(TIMED):
+            raise UserError(f"{key} has no effect on restorations that are timed: only {', '.join(TIMED)} have")
     layers = preset_layers(find_preset(preset), operator)
     if "resample" not in samplers_of(layers[0][1]):
         raise UserError(f"preset {preset} has no conditioning.resample, whose restorations are timed")
     measured = {"measurement": {"operator": {"name": operator, **modes.OPERATORS[operator]}}}
-    told = ("the command line", from_words(map(split_word, words)))
+    told = ("the command line", from_words(own))
     return solver_of(resolve([(operator, measured), *layers, told]))
 
 

@@ -189,6 +189,8 @@ def test_restorations_have_what_a_preset_says_for_the_operator_and_what_the_comm
         (["--operator", "inpainting"], "--operator is for the presets of --restorations"),
         (["--demo", "demo", "--operator", "inpainting"], "--operator is for the presets of --restorations"),
         (["--restorations", "fast", "--", "conditioning.resample.piksel=1"], "piksel"),
+        (["--restorations", "fast", "--", "measurement.operator.scale_factor=8"], "has no effect on restorations"),
+        (["--restorations", "fast", "--", "conditioning.main_sampler=dps"], "has no effect on restorations"),
     ],
 )
 def test_words_that_nothing_reads_are_refused(words, said, capsys):
