@@ -12,8 +12,8 @@ if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.defau
 from argparse import Namespace
 from collections.abc import Sequence
 
-from ldm_inverse.runs.command_line import GO_ON, parse_args
-from util.cli import exit_status
+from ldm_inverse.runs.command_line import parse_args
+from util.cli import GO_ON, exit_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import Parser, add_debug, add_model, exit_status, split_word, whole_number
+from util.cli import GO_ON, Parser, add_debug, add_model, exit_status, split_word, whole_number
 from util.errors import UserError
 
 EXAMPLES = """The distance is the Fréchet distance between Gaussians fitted to features of both sets: mean and deviation
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return exit_status(compare, argv, parse)
+    return exit_status(compare, argv, parse, GO_ON)
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.cli import Parser, add_debug, exit_status, shard, whole_number
+from util.cli import GO_ON, Parser, add_debug, exit_status, shard, whole_number
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,7 +82,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return exit_status(sweep, argv, parse)
+    return exit_status(sweep, argv, parse, GO_ON)
 
 
 if __name__ == "__main__":

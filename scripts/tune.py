@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.sweep import add_tasks, parse_words
-from util.cli import Parser, add_debug, exit_status, whole_number
+from util.cli import GO_ON, Parser, add_debug, exit_status, whole_number
 
 EXAMPLES = """examples:
   # DAPS on inpainting, with 200 passes through the networks at most
@@ -60,7 +60,7 @@ def tune(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return exit_status(tune, argv, parse)
+    return exit_status(tune, argv, parse, GO_ON)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from util.errors import Terminated, UserError, is_out_of_memory, printable
 from util.plugins import complaint
 from util.processes import interruptible, wait_briefly
 
+GO_ON = "interrupted: finished results are kept, and the same command continues from there"
 OUT_OF_MEMORY = "out of memory; finished results are kept. low_memory=true and smaller pictures need less"
 
 

@@ -11,8 +11,6 @@ from util.cli import split_word
 from util.errors import UserError
 from util.words import unknown
 
-GO_ON = "interrupted: finished results are kept, and the same command continues from there"
-
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line.

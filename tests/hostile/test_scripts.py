@@ -20,6 +20,8 @@ from scripts import (
     sample,
     sweep,
     train,
+    tune,
+    verify,
 )
 from tests.checkpoints import Call, dumps, write_zip
 from tests.tiny import training_config, write_pictures
@@ -35,6 +37,8 @@ PROGRAMS = {
     "report": report,
     "sample": sample,
     "sweep": sweep,
+    "tune": tune,
+    "verify": verify,
 }
 
 
@@ -85,16 +89,23 @@ def test_debug_shows_the_traceback(program, elsewhere, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-WORK = {"train": ("train", ["--stage", "autoencoder", "--config", "c", "--data", "d", "--out", "o"])}
-WORK["convert_checkpoint"] = ("run", ["a.ckpt", "b.safetensors"])
+WORK = {
+    "train": ("train", ["--stage", "autoencoder", "--config", "c", "--data", "d", "--out", "o"]),
+    "compare_samplers": ("compare", ["--model", "m", "--reference", "r", "--out", "o", "ddim:5"]),
+    "sweep": ("sweep", []),
+    "tune": ("tune", ["--tasks", "t", "--preset", "p", "--save_dir", "o", "ddim_steps=3..9"]),
+    "verify": ("verify", ["--model", "m", "--task", "t", "--data", "d"]),
+    "convert_checkpoint": ("run", ["a.ckpt", "b.safetensors"]),
+}
 
 
-@pytest.mark.parametrize(("program", "goes_on"), [("train", True), ("convert_checkpoint", False)])
-def test_an_interrupted_program_says_how_to_go_on_where_that_is_possible(program, goes_on, monkeypatch, capsys):
+@pytest.mark.parametrize("program", WORK)
+def test_an_interrupted_program_says_how_to_go_on_where_that_is_possible(program, monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
     work, words = WORK[program]
+    goes_on = program != "convert_checkpoint"
     monkeypatch.setattr(PROGRAMS[program], work, interrupt)
     assert PROGRAMS[program].main(words) == 130
     err = capsys.readouterr().err
