@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.acceleration.fast_convolution import UPSAMPLING, convolve, convolve_directly, winograd
 from ldm.acceleration.norm_silu import norm_silu
+from ldm.acceleration.products import product
 from ldm.modules.diffusionmodules.model import AttnBlock, Decoder, NormSiLU, ResnetBlock, Upsample
 
 # Queries whose scores a processor holds at a time: of 4096 positions, 16 MB.
@@ -114,7 +115,11 @@ class ProductAttention(AttnBlock):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys = (k * k.shape[-1] ** -0.5).transpose(1, 2)
-        return torch.cat([torch.softmax(some @ keys, dim=-1) @ v for some in q.split(QUERIES_AT_ONCE, dim=1)], dim=1)
+        return torch.stack([self._attend(*one) for one in zip(q, keys, v, strict=True)])
+
+    def _attend(self, q: Tensor, keys: Tensor, v: Tensor) -> Tensor:
+        """For one image: q and v (N, C), keys (C, N)."""
+        return torch.cat([product(torch.softmax(product(some, keys), dim=-1), v) for some in q.split(QUERIES_AT_ONCE)])
 
 
 class RecomputedAttention(AttnBlock):

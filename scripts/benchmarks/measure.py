@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # (channels, side) of 3x3 convolutions, and sides of square matrix products, that keep a processor or card busy.
@@ -56,7 +57,8 @@ class _FlopCounter(TorchDispatchMode):
         from torch.utils.flop_counter import flop_registry
 
         super().__init__()
-        self.total, self.formulas = 0, flop_registry
+        self.total = 0
+        self.formulas = {**flop_registry, getattr(torch.ops.mkldnn, "_linear_pointwise", None): _product_flop}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -64,6 +66,11 @@ class _FlopCounter(TorchDispatchMode):
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def _product_flop(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """Of oneDNN's product (`ldm.acceleration.products`), for which torch has no formula: x (M, K), weight (N, K)."""
+    return 2 * len(x) * weight.numel()
 
 
 def count_flop(run: Callable[[], object]) -> int:

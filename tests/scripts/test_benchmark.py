@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from ldm.acceleration.arithmetic import Arithmetic
+from ldm.acceleration.products import product
 from ldm.modules.attention import AttentionBlock
 from ldm_inverse.solvers.problem import mean_squared_residual
 from scripts import benchmark
@@ -143,6 +144,7 @@ def test_operations_are_counted_through_the_gradient():
         torch.autograd.grad(torch.nn.functional.conv2d(x, weight).sum(), x)
 
     assert measure.count_flop(with_gradient) == 2 * forward
+    assert measure.count_flop(lambda: product(torch.randn(3, 4), torch.randn(4, 5))) == 2 * 3 * 4 * 5
 
 
 def test_what_a_device_has_not_is_left_out_unless_asked_for(capsys):
