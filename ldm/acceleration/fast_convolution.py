@@ -104,8 +104,8 @@ def _winograd(tile: int) -> Method:
     """Tiles of 2 or 4 pixels from windows 2 wider, by 2.25 or 4 times fewer multiplications (Toom-Cook, Winograd).
 
     Evaluation points are closed under ``p -> 1 / p``: the taps' order reversed only reorders the factors, and so the
-    gradient takes the same ones. +-1/sqrt(2) and +-sqrt(2), rather than the usual +-1 and +-2, keep float32's error near
-    that of the direct sum; half precision has no digits to spare and takes the tile of 2.
+    gradient takes the same ones. +-1/sqrt(2) and +-sqrt(2), rather than the usual +-1 and +-2, keep float32's error
+    small; half precision has no digits to spare and takes the tile of 2.
     """
     root = 2**0.5
     points = torch.tensor({2: [0, 1, -1], 4: [0, root / 2, -root / 2, root, -root]}[tile], dtype=torch.float64)
